@@ -1,0 +1,130 @@
+# Everything a developer does here. `make` alone lists it.
+#
+# Variables:
+#   PYTHON           interpreter for a new .venv (default: the first Python >= 3.11 that is found)
+#   FAISS            cpu or gpu (default: gpu where an NVIDIA driver answers)
+#   TORCH_INDEX_URL  one more package index to look for torch on, e.g. that of its CPU builds. Without
+#                    it pip takes the default build, which on Linux brings the CUDA libraries along
+#   ARGS             arguments for demo, serve, test, bench and checkpoint, e.g. make demo ARGS="--minutes 20"
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PY := .venv/bin/python
+PROTO_PY := .venv-proto/bin/python
+PROTO := recollect/v1/memory.proto
+GENERATED := client/recollect/v1
+LOCKED := pyproject.toml constraints.txt
+
+ifndef FAISS
+FAISS := $(shell if nvidia-smi >/dev/null 2>&1 || [ -e /proc/driver/nvidia/version ]; then echo gpu; else echo cpu; fi)
+endif
+OTHER_FAISS := $(if $(filter gpu,$(FAISS)),cpu,gpu)
+
+# One stamp for each kind of FAISS: who moves a checkout to a machine with another kind gets the other one.
+RUN_STAMP := .venv/.installed-$(FAISS)
+DEV_STAMP := .venv/.installed-$(FAISS)-dev
+PROTO_STAMP := .venv-proto/.installed
+
+# PIP_CONSTRAINT, unlike -c, holds for the build requirements too.
+PIP_ENV := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
+PIP_INSTALL = $(PIP_ENV) $(PY) -m pip install --quiet $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+
+FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; exit 0; }; done; \
+	echo "Recollect needs Python 3.11 or newer; none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1
+
+# protoc's plugins are found on PATH. $(1): the folder that gets recollect/v1/.
+GENERATE = PATH="$(CURDIR)/.venv-proto/bin:$$PATH" $(PROTO_PY) -m grpc_tools.protoc -I proto --python_out=$(1) \
+	--mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(PROTO)
+
+##@ For everybody
+
+.PHONY: help
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*##/ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(DEV_STAMP)  ## make .venv with everything to run and develop (GPU FAISS where an NVIDIA driver answers)
+	@echo "setup: .venv is ready, with faiss-$(FAISS)"
+
+.PHONY: demo
+demo: $(RUN_STAMP)  ## train with and without a memory server, compare on held-out text (about 6 minutes)
+	@.venv/bin/recollect demo $(ARGS)
+
+.PHONY: serve
+serve: $(RUN_STAMP)  ## a development server on a unix socket, ./recollect.sock
+	@.venv/bin/recollect serve --dev --listen "unix://$(CURDIR)/recollect.sock" $(ARGS)
+
+##@ For developers
+
+.PHONY: test
+test: $(DEV_STAMP)  ## run the tests, all but the slow ones
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(DEV_STAMP)  ## run the slow tests
+	@$(PY) -m pytest -m slow $(ARGS)
+
+.PHONY: lint
+lint: $(DEV_STAMP) proto-check  ## formatting, rules, types, import contracts, drift of the generated code
+	@echo "lint: ruff format" && .venv/bin/ruff format --check --quiet .
+	@echo "lint: ruff check" && .venv/bin/ruff check --quiet .
+	@echo "lint: import-linter" && .venv/bin/lint-imports --no-logo
+	@echo "lint: mypy --strict" && .venv/bin/mypy --strict
+	@echo "lint: pyright" && .venv/bin/pyright --warnings
+
+.PHONY: fmt
+fmt: $(DEV_STAMP)  ## format, and repair what ruff can repair safely
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
+
+.PHONY: proto
+proto: $(PROTO_STAMP)  ## generate client/recollect/v1 from proto/
+	@$(call GENERATE,client)
+	@echo "proto: $(GENERATED) generated"
+
+.PHONY: proto-check
+proto-check: $(PROTO_STAMP)
+	@echo "lint: generated code against proto/"
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call GENERATE,"$$fresh") && \
+	for made in "$$fresh"/recollect/v1/*; do diff -u "$(GENERATED)/$${made##*/}" "$$made" || drift=1; done; \
+	if [ -n "$$drift" ]; then echo "$(GENERATED) is not what proto/ says: run 'make proto' and commit" >&2; exit 1; fi
+
+.PHONY: bench
+bench: $(DEV_STAMP)  ## count bytes on the wire: attend against fetching keys and values
+	@$(PY) -m tests.benchmarks.wire_bytes $(ARGS)
+
+.PHONY: checkpoint
+checkpoint: $(RUN_STAMP)  ## train again the checkpoint that the demo starts from (hours)
+	@$(PY) -m recollect_torch.demo.checkpoint $(ARGS)
+
+.PHONY: clean
+clean:  ## remove caches and build outputs; .venv stays
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find client service model tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- environments ----
+
+$(PY):
+	@python=$$($(FIND_PYTHON)) && echo "setup: .venv with $$("$$python" --version)" && "$$python" -m venv .venv
+
+$(RUN_STAMP): $(LOCKED) | $(PY)
+	@rm -f .venv/.installed-*
+	@$(PY) -m pip uninstall --quiet --yes faiss-$(OTHER_FAISS) 2>/dev/null
+	@echo "setup: client, server, torch, faiss-$(FAISS) (a few minutes the first time)"
+	@$(PIP_INSTALL) -e ".[server,torch,$(FAISS)]"
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	@echo "setup: tools for developers"
+	@$(PIP_INSTALL) -e ".[server,torch,$(FAISS),dev]"
+	@touch $@
+
+# grpc_tools wants a protobuf of its own choice, hence an environment of its own.
+$(PROTO_STAMP): constraints.txt
+	@python=$$($(FIND_PYTHON)) && echo "setup: .venv-proto" && "$$python" -m venv .venv-proto
+	@$(PIP_ENV) $(PROTO_PY) -m pip install --quiet grpcio-tools mypy-protobuf setuptools
+	@touch $@

@@ -1,0 +1,141 @@
+"""The sync client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from recollect import _administration as administration
+from recollect._checks import check_spec
+from recollect._namespace import Namespace
+from recollect._results import Dtype, NamespaceInfo, ServerInfo
+from recollect._runner import Runner
+from recollect._transport import open_transport
+from recollect._url import check_token, parse_url
+
+
+def connect(
+    url: str,
+    *,
+    token: str | None = None,
+    timeout_s: float | None = 30.0,
+    retries: int = 3,
+    allow_insecure_token: bool = False,
+) -> Client:
+    """Makes a client of a memory server. Nothing is sent before the first call.
+
+    Args:
+        url: grpc://host:port, unix:///path/to.sock, or embedded:// (the engine in this process).
+        token: The tenant's credential.
+        timeout_s: Deadline of every call that names none, in seconds; None: no deadline.
+        retries: Attempts after the first, where a server is unavailable and repeating is safe; 0: none.
+        allow_insecure_token: Send the token over an unencrypted network too.
+
+    Raises:
+        InvalidArgumentError: The URL or another argument is wrong.
+        MissingExtraError: embedded:// without `recollect[server]`.
+    """
+    target = parse_url(url)
+    check_token(token, target, allow_insecure_token=allow_insecure_token)
+    return Client(Runner(open_transport(target, token), url, timeout_s=timeout_s, retries=retries), url)
+
+
+class Client:
+    """A connection to a memory server, made by `recollect.connect`. Threads may share it.
+
+    It is a context manager; after `close`, every call raises `ClosedError`.
+    """
+
+    def __init__(self, runner: Runner, url: str) -> None:
+        self.url = url
+        self._runner = runner
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    def create_namespace(
+        self,
+        name: str,
+        *,
+        layers: Sequence[int],
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        capacity: int,
+        dtype: Dtype = "float16",
+        exist_ok: bool = False,
+        timeout_s: float | None = None,
+    ) -> Namespace:
+        """Makes a namespace. All of this is fixed from then on.
+
+        Args:
+            name: Unique within the tenant.
+            layers: Transformer layers that have a memory.
+            heads: Key and value heads (Hkv).
+            key_dim: Size of a key (Dk).
+            value_dim: Size of a value (Dv).
+            capacity: Entries per stream and layer; the oldest make room.
+            dtype: Of stored keys and values, and of queries on the wire.
+            exist_ok: Take the namespace if it exists with the same spec.
+            timeout_s: Seconds; None: the client's.
+
+        Raises:
+            AlreadyExistsError: It exists, with another spec or without exist_ok.
+        """
+        spec = check_spec(
+            layers=layers, heads=heads, key_dim=key_dim, value_dim=value_dim, capacity=capacity, dtype=dtype
+        )
+        info = self._runner.run(administration.create_namespace(name, spec, exist_ok=exist_ok), timeout_s)
+        return Namespace(info.name, info.spec, self._runner)
+
+    def namespace(self, name: str, *, timeout_s: float | None = None) -> Namespace:
+        """Takes a namespace that exists.
+
+        Raises:
+            NotFoundError: It does not.
+        """
+        info = self._runner.run(administration.get_namespace(name), timeout_s)
+        return Namespace(info.name, info.spec, self._runner)
+
+    def list_namespaces(
+        self, *, page_size: int | None = None, timeout_s: float | None = None
+    ) -> Iterator[NamespaceInfo]:
+        """All namespaces of the tenant by name, a page (each with its own deadline) at a time."""
+        page_token = ""
+        while True:
+            page, page_token = self._runner.run(
+                administration.list_namespaces(page_size, page_token), timeout_s
+            )
+            yield from page
+            if not page_token:
+                return
+
+    def delete_namespace(
+        self, name: str, *, missing_ok: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """Deletes a namespace with all that it holds.
+
+        Raises:
+            NotFoundError: It does not exist, and missing_ok is false.
+        """
+        self._runner.run(administration.delete_namespace(name, missing_ok=missing_ok), timeout_s)
+
+    def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
+        """The server's version, device and limits."""
+        return self._runner.run(administration.get_server_info(), timeout_s)
+
+    def close(self) -> None:
+        """Closes the connection. A second time does nothing."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

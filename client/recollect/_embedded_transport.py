@@ -1,0 +1,90 @@
+"""Messages to a server in this process, found by entry point."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from google.protobuf.message import Message
+
+from recollect._extensions import load_extension
+from recollect._work import Reply
+from recollect.errors import InternalError, error_from_status
+from recollect.v1 import memory_pb2 as pb
+
+
+class EmbeddedReply(Protocol):
+    """What the server in this process answers."""
+
+    @property
+    def code(self) -> str: ...
+
+    @property
+    def message(self) -> str: ...
+
+    @property
+    def response(self) -> Message | None: ...
+
+    @property
+    def detail(self) -> pb.ErrorDetail | None: ...
+
+
+class EmbeddedServer(Protocol):
+    """A server in this process; many threads may call at once."""
+
+    def call(
+        self, method: str, request: Message, *, timeout_s: float | None, credential: str | None
+    ) -> EmbeddedReply: ...
+
+    def close(self) -> None: ...
+
+
+class EmbeddedTransport:
+    """The same engine as a server's, without a socket."""
+
+    def __init__(self, token: str | None) -> None:
+        opened = load_extension(
+            "recollect.transports",
+            "embedded",
+            extra="server",
+            what="embedded:// (the memory server in this process)",
+        )
+        self._server = cast("Callable[[], EmbeddedServer]", opened)()
+        self._token = token
+
+    def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Hands one request over and waits for its answer."""
+        reply = self._server.call(method, request, timeout_s=timeout_s, credential=self._token)
+        if reply.code != "OK":
+            raise error_from_status(reply.code, reply.message, reply.detail)
+        if not isinstance(reply.response, reply_type):
+            raise InternalError(
+                f"The embedded server answered {method} with {type(reply.response).__name__}, "
+                f"expected {reply_type.__name__}",
+                reason="BAD_REPLY",
+            )
+        return reply.response
+
+    def close(self) -> None:
+        """Closes the server in this process."""
+        self._server.close()
+
+
+class AsyncEmbeddedTransport:
+    """The same in worker threads, so that the event loop stays free."""
+
+    def __init__(self, token: str | None) -> None:
+        self._transport = EmbeddedTransport(token)
+
+    async def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Hands one request over and waits for its answer."""
+        return await asyncio.to_thread(self._transport.call, method, request, reply_type, timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        """Closes the server in this process."""
+        await asyncio.to_thread(self._transport.close)

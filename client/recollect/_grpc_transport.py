@@ -1,0 +1,152 @@
+"""Messages over gRPC: TCP or a unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from recollect._url import Target
+from recollect._work import Reply
+from recollect.errors import ClosedError, RecollectError, error_from_status
+from recollect.v1 import memory_pb2 as pb
+
+_ERROR_KEY = "recollect-error-bin"
+
+_OPTIONS: list[tuple[str, int]] = [
+    # Calls are split under the server's own limit, which it enforces.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Notice a peer that vanished while a call is in flight; no pings without calls, which servers punish.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # A server that is back is found soon (gRPC's own default waits up to two minutes).
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Each client has a connection of its own, and a memory server is not behind a web proxy.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class GrpcTransport:
+    """One channel, opened at the first call."""
+
+    def __init__(self, target: Target, token: str | None) -> None:
+        self._url = target.url
+        self._metadata = _credentials(token)
+        self._channel = grpc.insecure_channel(target.address, options=_OPTIONS)
+        self._closed = False
+
+    def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request and waits for its answer."""
+        try:
+            multicallable = self._channel.unary_unary(
+                method,
+                request_serializer=_serialize,
+                response_deserializer=reply_type.FromString,
+            )
+            reply: Reply = multicallable(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if self._closed:
+                raise closed(self._url) from error
+            call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
+            trailing = [(datum.key, datum.value) for datum in call.trailing_metadata() or ()]
+            raise _translate(self._url, call.code(), call.details(), trailing) from error
+        except ValueError as error:  # "Cannot invoke RPC on closed channel!"
+            if self._closed:
+                raise closed(self._url) from error
+            raise
+        return reply
+
+    def close(self) -> None:
+        """Closes the channel; calls in flight end with an error."""
+        self._closed = True
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """One channel, opened at the first call, in the event loop of that call."""
+
+    def __init__(self, target: Target, token: str | None) -> None:
+        self._url = target.url
+        self._address = target.address
+        self._metadata = _credentials(token)
+        self._channel: grpc.aio.Channel | None = None
+        self._closed = False
+
+    async def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request and waits for its answer."""
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        try:
+            multicallable = self._channel.unary_unary(
+                method,
+                request_serializer=_serialize,
+                response_deserializer=reply_type.FromString,
+            )
+            reply: Reply = await multicallable(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            if self._closed:
+                raise closed(self._url) from error
+            raise _translate(self._url, error.code(), error.details(), error.trailing_metadata()) from error
+        except grpc.aio.UsageError as error:  # "Channel is closed."
+            if self._closed:
+                raise closed(self._url) from error
+            raise
+        return reply
+
+    async def close(self) -> None:
+        """Closes the channel; calls in flight end with an error."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+
+def closed(url: str) -> ClosedError:
+    """The error for any use after close."""
+    return ClosedError(f"the client of {url} is closed")
+
+
+def _credentials(token: str | None) -> Metadata:
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _translate(
+    url: str,
+    code: grpc.StatusCode,
+    details: str | None,
+    trailing: Iterable[tuple[str, str | bytes]] | None,
+) -> RecollectError:
+    detail = _detail(trailing or ())
+    message = details or ""
+    if detail is None and code is grpc.StatusCode.UNAVAILABLE:
+        message = f"no memory server answers at {url}: {message}"
+    elif detail is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = f"{url} did not answer in time: {message}"
+    return error_from_status(code.name, message, detail)
+
+
+def _detail(trailing: Iterable[tuple[str, str | bytes]]) -> pb.ErrorDetail | None:
+    for key, value in trailing:
+        if key == _ERROR_KEY and isinstance(value, bytes):
+            try:
+                return pb.ErrorDetail.FromString(value)
+            except DecodeError:
+                return None
+    return None

@@ -1,0 +1,91 @@
+"""A user's NumPy array, to and from the wire."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from recollect._bits import LARGEST, Floats, Ids, Wire, from_bits, has_infinite, to_bits
+from recollect._results import Dtype
+from recollect.errors import InvalidArgumentError
+
+_FLOATS = ("float16", "float32", "float64")
+
+
+class NumpyArray:
+    """One argument that is a NumPy array. Implements `recollect._tensor.UserArray`."""
+
+    def __init__(self, argument: str, array: npt.NDArray[np.generic]) -> None:
+        self._argument = argument
+        self._array = array
+        self.shape: tuple[int, ...] = array.shape
+
+    def floats(self) -> Floats:
+        """The array, if its dtype is one that can travel."""
+        if self._array.dtype.name not in _FLOATS:
+            raise InvalidArgumentError(
+                f"{self._argument} must have dtype float16, float32 or float64 (NumPy), "
+                f"got {self._array.dtype}",
+                argument=self._argument,
+            )
+        return cast("Floats", self._array)
+
+    def to_wire(self, dtype: Dtype, exponents: npt.NDArray[np.int32] | None = None) -> Wire:
+        """Converts, after a division by 2 ** exponents (one for each last axis) if given."""
+        values = self.floats()
+        if exponents is not None:
+            values = np.ldexp(values.astype(np.float32, copy=False), -exponents[..., None])
+        bits = to_bits(values, dtype)
+        if values.dtype != bits.dtype and has_infinite(bits, dtype):
+            raise out_of_range(self._argument, values.dtype.name, dtype, float(np.nanmax(np.abs(values))))
+        return bits
+
+    def to_ids(self) -> Ids:
+        """The array as int64; a view where it is."""
+        if self._array.dtype.kind not in "iu":
+            raise InvalidArgumentError(
+                f"{self._argument} must have dtype int64, got {self._array.dtype}", argument=self._argument
+            )
+        return self._array.astype(np.int64, copy=False)
+
+    def magnitudes(self) -> npt.NDArray[np.float32]:
+        """The largest absolute value of each last axis."""
+        largest: npt.NDArray[np.float32] = np.abs(self.floats().astype(np.float32, copy=False)).max(axis=-1)
+        return largest
+
+    def give_floats(
+        self, bits: Wire, dtype: Dtype, exponents: npt.NDArray[np.int32] | None = None
+    ) -> npt.NDArray[np.generic]:
+        """Values from the wire in this array's dtype, multiplied by 2 ** exponents if given."""
+        values = from_bits(bits, dtype)
+        if exponents is not None:
+            values = np.ldexp(values.astype(np.float32, copy=False), exponents[..., None])
+        with np.errstate(over="ignore", under="ignore"):
+            return _read_only(values.astype(self._array.dtype, copy=False))
+
+    def give_exact(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """float32 scores or int64 ids, whose dtype stays."""
+        return _read_only(values)
+
+
+def out_of_range(argument: str, source: str, dtype: Dtype, largest: float) -> InvalidArgumentError:
+    """The error for values that are finite in the user's dtype and not in the namespace's, or not at all."""
+    if np.isinf(largest):
+        return InvalidArgumentError(
+            f"{argument} holds infinite values; all must be finite", argument=argument
+        )
+    return InvalidArgumentError(
+        f"{argument} holds {largest:g} ({source}), beyond the largest {dtype} value, {LARGEST[dtype]:g}: it "
+        f"would be infinite. The namespace stores {dtype}: scale the values, or make it with another dtype",
+        argument=argument,
+        reason="OUT_OF_RANGE",
+    )
+
+
+def _read_only(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    # A view of a received message cannot be written to; so that this does not depend on dtypes and on how
+    # a call was split, no result can.
+    values.flags.writeable = False
+    return values

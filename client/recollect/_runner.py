@@ -1,0 +1,141 @@
+"""Runs work over a transport: sends the parts, tries again where that is safe, keeps the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from recollect._administration import get_server_info
+from recollect._checks import check_int
+from recollect._results import Limits
+from recollect._retry import Deadline, RetryPolicy
+from recollect._transport import AsyncTransport, Transport
+from recollect._work import Reply, Result, Work
+from recollect.errors import ClosedError, RecollectError
+
+_PARTS_IN_FLIGHT = 4
+
+
+class _Defaults:
+    """What every call of a client shares."""
+
+    def __init__(self, url: str, timeout_s: float | None, retries: int) -> None:
+        Deadline(timeout_s)  # checks it
+        self.url = url
+        self.timeout_s = timeout_s
+        self.policy = RetryPolicy(check_int("retries", retries, minimum=0))
+        self.limits: Limits | None = None
+        self.is_closed = False
+
+    def deadline(self, timeout_s: float | None) -> Deadline:
+        if self.is_closed:
+            raise ClosedError(f"the client of {self.url} is closed")
+        return Deadline(self.timeout_s if timeout_s is None else timeout_s)
+
+
+class Runner:
+    """One part after the other."""
+
+    def __init__(self, transport: Transport, url: str, *, timeout_s: float | None, retries: int) -> None:
+        self._transport = transport
+        self._defaults = _Defaults(url, timeout_s, retries)
+
+    def run(self, work: Work[Reply, Result], timeout_s: float | None = None) -> Result:
+        """Runs work that needs no splitting."""
+        return self._run(work, self._defaults.deadline(timeout_s))
+
+    def run_split(
+        self, split: Callable[[Limits], Work[Reply, Result]], timeout_s: float | None = None
+    ) -> Result:
+        """Runs work that is split under the server's limits."""
+        deadline = self._defaults.deadline(timeout_s)
+        if self._defaults.limits is None:
+            self._defaults.limits = self._run(get_server_info(), deadline).limits
+        return self._run(split(self._defaults.limits), deadline)
+
+    def close(self) -> None:
+        """Closes the transport, once."""
+        if not self._defaults.is_closed:
+            self._defaults.is_closed = True
+            self._transport.close()
+
+    def _run(self, work: Work[Reply, Result], deadline: Deadline) -> Result:
+        for index in range(work.count):
+            work.accept(index, self._send(work, index, deadline))
+        return work.finish()
+
+    def _send(self, work: Work[Reply, Result], index: int, deadline: Deadline) -> Reply:
+        request = work.build(index)
+        attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
+        while True:
+            try:
+                return self._transport.call(
+                    work.method, request, work.reply_type, timeout_s=deadline.left_s()
+                )
+            except RecollectError as error:
+                pause_s = attempts.pause_s(error)
+            time.sleep(pause_s)
+
+
+class AsyncRunner:
+    """The parts of a read beside each other, a few at a time; those of a write one after the other."""
+
+    def __init__(self, transport: AsyncTransport, url: str, *, timeout_s: float | None, retries: int) -> None:
+        self._transport = transport
+        self._defaults = _Defaults(url, timeout_s, retries)
+
+    async def run(self, work: Work[Reply, Result], timeout_s: float | None = None) -> Result:
+        """Runs work that needs no splitting."""
+        return await self._run(work, self._defaults.deadline(timeout_s))
+
+    async def run_split(
+        self, split: Callable[[Limits], Work[Reply, Result]], timeout_s: float | None = None
+    ) -> Result:
+        """Runs work that is split under the server's limits."""
+        deadline = self._defaults.deadline(timeout_s)
+        if self._defaults.limits is None:
+            self._defaults.limits = (await self._run(get_server_info(), deadline)).limits
+        return await self._run(split(self._defaults.limits), deadline)
+
+    async def close(self) -> None:
+        """Closes the transport, once."""
+        if not self._defaults.is_closed:
+            self._defaults.is_closed = True
+            await self._transport.close()
+
+    async def _run(self, work: Work[Reply, Result], deadline: Deadline) -> Result:
+        waiting = iter(range(work.count))
+
+        async def take_parts() -> None:
+            for index in waiting:  # shared: each worker takes the next part that nobody has
+                work.accept(index, await self._send(work, index, deadline))
+
+        workers = min(work.count, _PARTS_IN_FLIGHT) if work.concurrent else 1
+        if workers == 1:
+            await take_parts()
+        else:
+            await _all_or_none([asyncio.create_task(take_parts()) for _ in range(workers)])
+        return work.finish()
+
+    async def _send(self, work: Work[Reply, Result], index: int, deadline: Deadline) -> Reply:
+        request = work.build(index)
+        attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
+        while True:
+            try:
+                return await self._transport.call(
+                    work.method, request, work.reply_type, timeout_s=deadline.left_s()
+                )
+            except RecollectError as error:
+                pause_s = attempts.pause_s(error)
+            await asyncio.sleep(pause_s)
+
+
+async def _all_or_none(tasks: list[asyncio.Task[None]]) -> None:
+    # Not a TaskGroup: callers are to see one error of the tree, not a group of them.
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

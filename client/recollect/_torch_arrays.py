@@ -1,0 +1,103 @@
+"""A user's torch tensor, to and from the wire. Imported only after the user has passed one."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from recollect._bits import WIRE_DTYPES, Ids, Wire
+from recollect._numpy_arrays import out_of_range
+from recollect._results import Dtype
+from recollect.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = sys.modules["torch"]  # the tensor came from there: no import of our own
+
+_DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+class TorchArray:
+    """One argument that is a torch tensor, on any device. Implements `recollect._tensor.UserArray`.
+
+    Gradients are not followed: memory takes none, and the gradient of queries is a call of its own.
+    """
+
+    def __init__(self, argument: str, tensor: torch.Tensor) -> None:
+        self._argument = argument
+        self._tensor = tensor.detach()
+        self.shape: tuple[int, ...] = tuple(tensor.shape)
+
+    def _floats(self) -> torch.Tensor:
+        if self._tensor.dtype not in _FLOATS:
+            raise InvalidArgumentError(
+                f"{self._argument} must have dtype float16, bfloat16, float32 or float64 (torch), "
+                f"got {self._tensor.dtype}",
+                argument=self._argument,
+            )
+        return self._tensor
+
+    def to_wire(self, dtype: Dtype, exponents: npt.NDArray[np.int32] | None = None) -> Wire:
+        """Converts on the tensor's device, then copies from there."""
+        values = self._floats()
+        if exponents is not None:
+            values = _scaled(values, -exponents)
+        converted = values.to(_DTYPES[dtype])
+        if converted.dtype != values.dtype and bool(torch.isinf(converted).any()):
+            largest = values.abs().nan_to_num(nan=0.0, posinf=float("inf")).max().item()
+            raise out_of_range(self._argument, str(values.dtype), dtype, float(largest))
+        if dtype == "bfloat16":
+            return _to_numpy(converted.contiguous().view(torch.int16)).view(WIRE_DTYPES[dtype])
+        return _to_numpy(converted).astype(WIRE_DTYPES[dtype], copy=False)
+
+    def to_ids(self) -> Ids:
+        """The tensor as int64 on the CPU."""
+        if self._tensor.dtype not in _INTEGERS:
+            raise InvalidArgumentError(
+                f"{self._argument} must have dtype int64, got {self._tensor.dtype}", argument=self._argument
+            )
+        return cast("Ids", _to_numpy(self._tensor.to(torch.int64)))
+
+    def magnitudes(self) -> npt.NDArray[np.float32]:
+        """The largest absolute value of each last axis."""
+        return cast("npt.NDArray[np.float32]", _to_numpy(self._floats().abs().amax(dim=-1).float()))
+
+    def give_floats(
+        self, bits: Wire, dtype: Dtype, exponents: npt.NDArray[np.int32] | None = None
+    ) -> torch.Tensor:
+        """Values from the wire on this tensor's device, in its dtype, multiplied by 2 ** exponents if given."""
+        received = (
+            _from_numpy(bits.view("<i2")).view(torch.bfloat16) if dtype == "bfloat16" else _from_numpy(bits)
+        )
+        received = received.to(self._tensor.device)  # before the dtype: fewer bytes to a device
+        if exponents is not None:
+            received = _scaled(received, exponents)
+        return received.to(self._tensor.dtype)
+
+    def give_exact(self, values: npt.NDArray[np.generic]) -> torch.Tensor:
+        """float32 scores or int64 ids on this tensor's device."""
+        return _from_numpy(values).to(self._tensor.device)
+
+
+def _scaled(values: torch.Tensor, exponents: npt.NDArray[np.int32]) -> torch.Tensor:
+    factors = torch.from_numpy(np.ldexp(np.float32(1), exponents[..., None])).to(values.device)
+    return values.float() * factors
+
+
+def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
+    return tensor.cpu().numpy()
+
+
+def _from_numpy(values: npt.NDArray[np.generic]) -> torch.Tensor:
+    # torch has no read-only tensors, and what was received is read-only.
+    return torch.from_numpy(values if values.flags.writeable else values.copy())

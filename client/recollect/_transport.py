@@ -1,0 +1,42 @@
+"""What carries messages: one call in, one answer or one `RecollectError` out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+from recollect._embedded_transport import AsyncEmbeddedTransport, EmbeddedTransport
+from recollect._grpc_transport import AsyncGrpcTransport, GrpcTransport
+from recollect._url import Target
+from recollect._work import Reply
+
+
+class Transport(Protocol):
+    """Carries messages; many threads may call at once."""
+
+    def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply: ...
+
+    def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """Carries messages within one event loop."""
+
+    async def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply: ...
+
+    async def close(self) -> None: ...
+
+
+def open_transport(target: Target, token: str | None) -> Transport:
+    """The transport for a URL. Nothing is dialled yet."""
+    return EmbeddedTransport(token) if target.kind == "embedded" else GrpcTransport(target, token)
+
+
+def open_async_transport(target: Target, token: str | None) -> AsyncTransport:
+    """The transport for a URL. Nothing is dialled yet."""
+    return AsyncEmbeddedTransport(token) if target.kind == "embedded" else AsyncGrpcTransport(target, token)

@@ -1,0 +1,194 @@
+"""Add and evict as work: what is sent, how it is split, what comes out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+
+from recollect._bits import WIRE_DTYPES
+from recollect._checks import (
+    check_int,
+    check_ints,
+    check_layer,
+    check_names,
+    check_positive,
+    check_rank,
+    check_shape,
+    check_text,
+    refusal,
+)
+from recollect._results import AddResult, Array, EvictResult, Limits, NamespaceSpec
+from recollect._splitting import Part, RowSequences, TokenBytes, even_slices, split_grid
+from recollect._tensor import floats_message, user_array
+from recollect._work import ADD, EVICT, Work
+from recollect.errors import InvalidArgumentError
+from recollect.v1 import memory_pb2 as pb
+
+AddWork = Work[pb.AddResponse, AddResult]
+EvictWork = Work[pb.EvictResponse, EvictResult]
+
+
+def prepare_add(
+    namespace: str,
+    spec: NamespaceSpec,
+    layer: int,
+    keys: Array,
+    values: Array,
+    *,
+    streams: Sequence[str],
+    lengths: Sequence[int] | None,
+    request_id: str | None,
+) -> Callable[[Limits], AddWork]:
+    """Checks and converts now; splits when the limits are known."""
+    layer = check_layer(layer, spec)
+    user_keys, user_values = user_array("keys", keys), user_array("values", values)
+    check_rank("keys", user_keys.shape, f"[B, {spec.heads}, T, {spec.key_dim}]")
+    rows, _, tokens, _ = user_keys.shape
+    check_shape("keys", user_keys.shape, (rows, spec.heads, tokens, spec.key_dim))
+    check_shape("values", user_values.shape, (rows, spec.heads, tokens, spec.value_dim), ", to go with keys")
+    names = check_names("streams", streams, count=rows, distinct=True)
+    row_lengths = check_ints("lengths", lengths, rows, minimum=0, maximum=tokens) or [tokens] * rows
+    tokens = max(1, *row_lengths)  # padding beyond the longest row stays here
+    wire_keys = user_keys.to_wire(spec.dtype)
+    wire_values = user_values.to_wire(spec.dtype)
+    base_id = _request_id(request_id)
+    token_bytes = spec.heads * (spec.key_dim + spec.value_dim) * WIRE_DTYPES[spec.dtype].itemsize
+
+    def split(limits: Limits) -> AddWork:
+        parts = split_grid(
+            rows,
+            tokens,
+            TokenBytes(up=token_bytes, down=1),
+            names=names,
+            namespace=namespace,
+            limits=limits,
+            hint="Make the namespace with fewer or smaller heads, or raise the server's limit",
+        )
+        answer = _AddAnswer(parts, rows)
+
+        def build(index: int) -> pb.AddRequest:
+            part = parts[index]
+            start, stop = part.tokens.start, part.tokens.stop
+            return pb.AddRequest(
+                namespace=namespace,
+                layer=layer,
+                streams=names[part.rows],
+                keys=floats_message(wire_keys[part.rows, :, part.tokens], spec.dtype),
+                values=floats_message(wire_values[part.rows, :, part.tokens], spec.dtype),
+                lengths=[min(max(length - start, 0), stop - start) for length in row_lengths[part.rows]],
+                request_id=_part_id(base_id, index, len(parts)),
+            )
+
+        return Work(ADD, pb.AddResponse, True, False, len(parts), build, answer.accept, answer.finish)
+
+    return split
+
+
+class _AddAnswer:
+    """The answers to the parts of an add, as one."""
+
+    def __init__(self, parts: Sequence[Part], rows: int) -> None:
+        self._parts = parts
+        self._first_ids = [0] * rows
+        self._sequences = RowSequences(parts, rows)
+        self._evicted = 0
+
+    def accept(self, index: int, reply: pb.AddResponse) -> None:
+        part = self._parts[index]
+        if part.tokens.start == 0:
+            self._first_ids[part.rows] = reply.first_ids
+        self._sequences.put(index, reply.next_sequences)
+        self._evicted += reply.evicted
+
+    def finish(self) -> AddResult:
+        return AddResult(tuple(self._first_ids), self._sequences.latest, self._evicted)
+
+
+def prepare_evict(
+    namespace: str,
+    spec: NamespaceSpec,
+    *,
+    streams: Sequence[str],
+    layers: Sequence[int] | None,
+    ids: Sequence[int] | None,
+    oldest: int | None,
+    before_sequence: int | None,
+    older_than_s: float | None,
+    all: bool,
+    request_id: str | None,
+    missing_ok: bool,
+) -> Callable[[Limits], EvictWork]:
+    """Checks now; splits when the limits are known."""
+    names = check_names("streams", streams, distinct=True)
+    if not names:
+        raise refusal("streams", "at least one name", names)
+    if isinstance(layers, int):
+        raise refusal("layers", "a list of layer numbers", layers)
+    chosen_layers = [check_layer(layer, spec) for layer in layers] if layers is not None else []
+    if layers is not None and not chosen_layers:
+        raise refusal("layers", "at least one layer, or None for every layer", [])
+    selectors = {
+        "ids": ids is not None,
+        "oldest": oldest is not None,
+        "before_sequence": before_sequence is not None,
+        "older_than_s": older_than_s is not None,
+        "all": all,
+    }
+    given = [name for name, is_given in selectors.items() if is_given]
+    if len(given) != 1:
+        raise InvalidArgumentError(
+            f"evict takes exactly one of {', '.join(selectors)}; got {' and '.join(given) or 'none'}",
+            argument=given[1] if given else "ids",
+        )
+    listed_ids = [check_int("ids", entry, minimum=0) for entry in ids] if ids is not None else []
+    base = pb.EvictRequest(namespace=namespace, layers=chosen_layers, missing_ok=missing_ok)
+    if oldest is not None:
+        base.oldest = check_int("oldest", oldest, minimum=1)
+    elif before_sequence is not None:
+        base.before_sequence = check_int("before_sequence", before_sequence, minimum=0)
+    elif older_than_s is not None:
+        base.older_than_s = check_positive("older_than_s", older_than_s)
+    elif all:
+        base.all = True
+    base_id = _request_id(request_id)
+
+    def split(limits: Limits) -> EvictWork:
+        stream_slices = even_slices(len(names), limits.rows_max or len(names))
+        id_slices = (
+            even_slices(len(listed_ids), limits.ids_max or len(listed_ids)) if listed_ids else [slice(0, 0)]
+        )
+        pieces = [(rows, chosen) for rows in stream_slices for chosen in id_slices]
+        evicted: list[int] = []
+
+        def build(index: int) -> pb.EvictRequest:
+            rows, chosen = pieces[index]
+            request = pb.EvictRequest()
+            request.CopyFrom(base)
+            request.streams.extend(names[rows])
+            request.request_id = _part_id(base_id, index, len(pieces))
+            if ids is not None:
+                request.ids.CopyFrom(pb.IdList(ids=listed_ids[chosen]))
+            return request
+
+        return Work(
+            method=EVICT,
+            reply_type=pb.EvictResponse,
+            retry_safe=True,
+            concurrent=False,
+            count=len(pieces),
+            build=build,
+            accept=lambda _, reply: evicted.append(reply.evicted),
+            finish=lambda: EvictResult(sum(evicted)),
+        )
+
+    return split
+
+
+def _request_id(given: str | None) -> str:
+    return uuid.uuid4().hex if given is None else check_text("request_id", given)
+
+
+def _part_id(base: str, index: int, count: int) -> str:
+    # Each part is a write of its own; the same call, repeated with its id, repeats the same parts' ids.
+    # A hash, because a suffix might make an id of the user's own too long.
+    return base if count == 1 else uuid.uuid5(uuid.NAMESPACE_OID, f"{base}/{index}").hex

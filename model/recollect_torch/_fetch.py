@@ -1,0 +1,53 @@
+"""Attention over the memory on keys and values that are fetched; for research that wants the pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recollect_torch._remote import Bank, nothing
+
+
+def fetch(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
+    """The same as `attend`, on keys and values that are brought here; autograd does the rest."""
+    link = bank.link
+    found = link.ask(
+        "retrieve",
+        lambda m: m.search(
+            bank.layer,
+            queries.detach(),
+            top_k=bank.top_k,
+            streams=bank.streams,
+            include=("keys", "values"),
+            missing_ok=True,
+            timeout_s=link.timeout_s,
+        ),
+        of=queries,
+    )
+    if found is None or found.keys is None or found.values is None:
+        return nothing(queries, bank)
+    return attend_to_pairs(queries, found.keys.to(queries), found.values.to(queries), ids=found.ids)
+
+
+def attend_to_pairs(queries: Tensor, keys: Tensor, values: Tensor, *, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(q.k) v over each query's own pairs.
+
+    Args:
+        queries: [B, Hq, T, Dk], scaled.
+        keys: [B, Hq, T, K, Dk].
+        values: [B, Hq, T, K, Dv].
+        ids: int64 [B, Hq, T, K]; slots with -1 have no entry and stay out of the softmax.
+
+    Returns:
+        Output [B, Hq, T, Dv] and LSE [B, Hq, T]; 0 and -inf where there is no pair.
+    """
+    vacant = ids < 0
+    empty = vacant.all(dim=-1, keepdim=True)  # [B, Hq, T, 1]
+    scores = torch.einsum("bhtd,bhtkd->bhtk", queries, keys)
+    # A query with nothing but -inf would give NaN, in the gradient too: it goes through with zeros, and what
+    # comes of them is blanked after.
+    scores = scores.masked_fill(vacant & ~empty, float("-inf")).masked_fill(empty, 0.0)
+    lse = scores.logsumexp(dim=-1, keepdim=True)
+    p = (scores - lse).exp().masked_fill(vacant, 0.0)
+    output = torch.einsum("bhtk,bhtkd->bhtd", p, values)
+    return output, lse.masked_fill(empty, float("-inf")).squeeze(-1)

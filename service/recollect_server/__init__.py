@@ -1,0 +1,1 @@
+"""The Recollect server: memories for attention, held outside the model."""

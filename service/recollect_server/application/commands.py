@@ -1,0 +1,129 @@
+"""What a caller can ask of a memory, and what the answers are. Shapes as in the design's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recollect_server.domain.arrays import DenseArray, Float32, Int64
+from recollect_server.domain.eviction import Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Append keys [B, Hkv, T, Dk] and values [B, Hkv, T, Dv]."""
+
+    namespace: str
+    layer: int
+    streams: tuple[str, ...]
+    keys: DenseArray
+    values: DenseArray
+    lengths: tuple[int, ...] = ()
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Per row: id of the first new entry, and the sequence reached. In total: entries that made room."""
+
+    first_ids: tuple[int, ...]
+    next_sequences: tuple[int, ...]
+    evicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The top_k entries of queries [B, Hq, T, Dk]."""
+
+    namespace: str
+    layer: int
+    streams: tuple[str, ...]
+    queries: DenseArray
+    top_k: int
+    include_keys: bool = False
+    include_values: bool = False
+    min_sequences: tuple[int, ...] = ()
+    missing_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Scores and ids [B, Hq, T, K]; keys and values [B, Hq, T, K, D] where asked for."""
+
+    scores: Float32
+    ids: Int64
+    keys: DenseArray | None
+    values: DenseArray | None
+    next_sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Attention of queries [B, Hq, T, Dk] over their top_k entries."""
+
+    namespace: str
+    layer: int
+    streams: tuple[str, ...]
+    queries: DenseArray
+    top_k: int
+    scale: float
+    with_ids: bool = True
+    min_sequences: tuple[int, ...] = ()
+    missing_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """Output [B, Hq, T, Dv] in the queries' dtype, LSE float32 [B, Hq, T], ids [B, Hq, T, K] if asked for."""
+
+    output: DenseArray
+    lse: Float32
+    ids: Int64 | None
+    next_sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttendBackward:
+    """The query gradient of an `Attend`, over the ids [B, Hq, T, K] that it returned."""
+
+    namespace: str
+    layer: int
+    streams: tuple[str, ...]
+    queries: DenseArray
+    ids: Int64
+    scale: float
+    grad_output: DenseArray
+    grad_lse: Float32 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Remove what the selector names from each stream, in these layers (none named: all)."""
+
+    namespace: str
+    streams: tuple[str, ...]
+    selector: Selector
+    layers: tuple[int, ...] = ()
+    request_id: str = ""
+    missing_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BankStats:
+    """One stream's layer."""
+
+    stream: str
+    layer: int
+    entries: int
+    first_id: int
+    next_sequence: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A namespace's totals, and the banks of the streams that were named."""
+
+    streams: int
+    entries: int
+    bytes: int
+    banks: tuple[BankStats, ...]

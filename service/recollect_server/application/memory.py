@@ -1,0 +1,274 @@
+"""The use cases of a memory: add, search, attend, attend_backward, evict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from recollect_server.application.catalog import Catalog
+from recollect_server.application.commands import (
+    Add,
+    Added,
+    Attend,
+    AttendBackward,
+    Attended,
+    Evict,
+    Found,
+    Search,
+)
+from recollect_server.application.request_ids import AnsweredRequests
+from recollect_server.domain import validation
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, from_float32
+from recollect_server.domain.bank import Bank
+from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
+from recollect_server.domain.eviction import Everything
+from recollect_server.domain.identity import Caller
+from recollect_server.domain.limits import Limits
+from recollect_server.domain.memory import NamespaceMemory
+from recollect_server.domain.ports import Clock
+
+HIT_BYTES = 8
+"""A float32 score and an int32 offset of an id, as they travel."""
+
+LSE_BYTES = 4
+
+
+class Memory:
+    """What a caller can do with the memories of its namespaces.
+
+    Every method validates all of its arguments before it changes or allocates anything. Not
+    thread-safe: the device's dispatcher thread owns it.
+
+    Args:
+        catalog: Finds the caller's namespace.
+        limits: The server's bounds.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, catalog: Catalog, *, limits: Limits, clock: Clock) -> None:
+        self._catalog = catalog
+        self._limits = limits
+        self._clock = clock
+        self._answered = AnsweredRequests(limits)
+
+    def add(self, caller: Caller, command: Add) -> Added:
+        """Appends entries; searchable when it returns.
+
+        Raises:
+            RecollectError: Of the domain's tree; nothing was stored.
+        """
+        memory = self._memory(caller, command.namespace, command.layer)
+        validation.check_streams(command.streams, self._limits, distinct=True)
+        lengths = validation.check_entries(
+            command.keys,
+            command.values,
+            rows=len(command.streams),
+            lengths=command.lengths,
+            spec=memory.spec,
+            limits=self._limits,
+        )
+        return self._answered.once(
+            caller.tenant,
+            command.request_id,
+            call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
+            answer_type=Added,
+            work=lambda: self._add(memory, command, lengths),
+        )
+
+    def _add(self, memory: NamespaceMemory, command: Add, lengths: list[int]) -> Added:
+        memory.require_room_for(list(command.streams))
+        banks = [
+            memory.bank(stream, command.layer, missing_ok=True) or memory.new_bank(command.layer)
+            for stream in command.streams
+        ]
+        growth = (b.bytes_for(n) - b.allocated_bytes for b, n in zip(banks, lengths, strict=True))
+        self._catalog.require_bytes(sum(growth))
+        # From here on nothing can be refused: the call is stored whole.
+        first_ids = tuple(bank.ring.next_sequence for bank in banks)
+        evicted = 0
+        now_s = self._clock()
+        for row, (stream, bank, length) in enumerate(zip(command.streams, banks, lengths, strict=True)):
+            memory.adopt(stream, command.layer, bank)
+            keys = DenseArray(command.keys.raw[row, :, :length], command.keys.dtype)
+            values = DenseArray(command.values.raw[row, :, :length], command.values.dtype)
+            evicted += bank.add(keys, values, now_s=now_s)
+        next_sequences = tuple(bank.ring.next_sequence for bank in banks)
+        return Added(first_ids=first_ids, next_sequences=next_sequences, evicted=evicted)
+
+    def search(self, caller: Caller, command: Search) -> Found:
+        """The top_k entries of each query, in float32 scores; pairs where asked for.
+
+        Raises:
+            RecollectError: Of the domain's tree.
+        """
+        memory = self._memory(caller, command.namespace, command.layer)
+        spec = memory.spec
+        pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
+        hit_bytes = HIT_BYTES + pair_dims * spec.dtype.itemsize_bytes
+        banks = self._read(memory, command, hit_bytes=hit_bytes)
+        rows, heads, tokens, _ = command.queries.shape
+        shape = (rows, heads, tokens, command.top_k)
+        scores = np.full(shape, -np.inf, dtype=np.float32)
+        ids = np.full(shape, -1, dtype=np.int64)
+        keys = np.zeros((*shape, spec.key_dim if command.include_keys else 0), dtype=RAW_TYPES[spec.dtype])
+        values = np.zeros(
+            (*shape, spec.value_dim if command.include_values else 0), dtype=RAW_TYPES[spec.dtype]
+        )
+        for row, bank in enumerate(banks):
+            if bank is None:
+                continue
+            hits = bank.search(command.queries.row(row), command.top_k)
+            scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
+            if command.include_keys:
+                keys[row] = bank.keys(hits.slots).raw
+            if command.include_values:
+                values[row] = bank.values(hits.slots).raw
+        return Found(
+            scores=scores,
+            ids=ids,
+            keys=DenseArray(keys, spec.dtype) if command.include_keys else None,
+            values=DenseArray(values, spec.dtype) if command.include_values else None,
+            next_sequences=_reached(memory, command),
+        )
+
+    def attend(self, caller: Caller, command: Attend) -> Attended:
+        """Attention over the top_k entries of each query, with its log-sum-exp.
+
+        Raises:
+            RecollectError: Of the domain's tree.
+        """
+        validation.check_scale(command.scale)
+        memory = self._memory(caller, command.namespace, command.layer)
+        banks = self._read(memory, command, hit_bytes=HIT_BYTES)
+        rows, heads, tokens, _ = command.queries.shape
+        output = np.zeros((rows, heads, tokens, memory.spec.value_dim), dtype=np.float32)
+        lse = np.full((rows, heads, tokens), -np.inf, dtype=np.float32)
+        ids = np.full((rows, heads, tokens, command.top_k), -1, dtype=np.int64) if command.with_ids else None
+        for row, bank in enumerate(banks):
+            if bank is None:
+                continue
+            attention = bank.attend(command.queries.row(row), command.top_k, scale=command.scale)
+            output[row], lse[row] = attention.output, attention.lse
+            if ids is not None:
+                ids[row] = bank.ids(attention.slots)
+        return Attended(
+            output=from_float32(output, command.queries.dtype),
+            lse=lse,
+            ids=ids,
+            next_sequences=_reached(memory, command),
+        )
+
+    def attend_backward(self, caller: Caller, command: AttendBackward) -> DenseArray:
+        """The gradient [B, Hq, T, Dk] of `attend` with respect to the queries.
+
+        Raises:
+            StaleEntryError: An entry has been evicted since the forward call.
+            RecollectError: Another of the domain's tree.
+        """
+        validation.check_scale(command.scale)
+        memory = self._memory(caller, command.namespace, command.layer)
+        spec, rows = memory.spec, len(command.streams)
+        validation.check_streams(command.streams, self._limits, distinct=False)
+        for argument, array, dim in (
+            ("queries", command.queries, spec.key_dim),
+            ("grad_output", command.grad_output, spec.value_dim),
+        ):
+            validation.check_queries(argument, array, rows=rows, dim=dim, spec=spec, limits=self._limits)
+        shape = command.queries.shape
+        if command.grad_output.shape[:3] != shape[:3]:
+            raise InvalidArgumentError(
+                "grad_output",
+                f"has shape {list(command.grad_output.shape)}; expected {[*shape[:3], spec.value_dim]}",
+            )
+        validation.check_ids(command.ids, shape, self._limits)
+        if command.grad_lse is not None:
+            validation.check_grad_lse(command.grad_lse, shape[:3])
+        gradient = np.zeros(shape, dtype=np.float32)
+        for row, stream in enumerate(command.streams):
+            # A stream without a bank in this layer has an empty one: any id it is asked for is stale.
+            bank = memory.bank(stream, command.layer, missing_ok=True) or memory.new_bank(command.layer)
+            gradient[row] = bank.attend_backward(
+                command.queries.row(row),
+                command.ids[row],
+                scale=command.scale,
+                grad_output=command.grad_output.row(row),
+                grad_lse=None if command.grad_lse is None else command.grad_lse[row],
+            )
+        return from_float32(gradient, command.queries.dtype)
+
+    def evict(self, caller: Caller, command: Evict) -> int:
+        """Removes entries; returns how many.
+
+        Raises:
+            RecollectError: Of the domain's tree; nothing was removed.
+        """
+        memory = self._catalog.memory(caller, command.namespace)
+        validation.check_streams(command.streams, self._limits, distinct=True)
+        validation.check_selector(command.selector, self._limits)
+        for layer in command.layers:
+            memory.require_layer(layer)
+        return self._answered.once(
+            caller.tenant,
+            command.request_id,
+            call=f"evict {command.namespace} {command.layers} {command.streams} {command.selector!r}",
+            answer_type=int,
+            work=lambda: self._evict(memory, command),
+        )
+
+    def _evict(self, memory: NamespaceMemory, command: Evict) -> int:
+        layers = command.layers or memory.spec.layers
+        banks = [
+            memory.bank(stream, layer, missing_ok=command.missing_ok)
+            for stream in command.streams
+            for layer in layers
+        ]
+        now_s = self._clock()
+        evicted = sum(bank.evict(command.selector, now_s=now_s) for bank in banks if bank is not None)
+        if isinstance(command.selector, Everything):
+            for stream in command.streams:
+                memory.forget(stream, layers)
+        return evicted
+
+    def _memory(self, caller: Caller, namespace: str, layer: int) -> NamespaceMemory:
+        memory = self._catalog.memory(caller, namespace)
+        memory.require_layer(layer)
+        return memory
+
+    def _read(
+        self, memory: NamespaceMemory, command: Search | Attend, *, hit_bytes: int
+    ) -> list[Bank | None]:
+        """Validates a read and finds the bank of each row; None where it is empty."""
+        validation.check_streams(command.streams, self._limits, distinct=False)
+        validation.check_top_k(command.top_k, self._limits)
+        validation.check_min_sequences(command.min_sequences, len(command.streams))
+        validation.check_queries(
+            "queries",
+            command.queries,
+            rows=len(command.streams),
+            dim=memory.spec.key_dim,
+            spec=memory.spec,
+            limits=self._limits,
+        )
+        shape, spec = command.queries.shape, memory.spec
+        queries = math.prod(shape[:3])
+        validation.check_answer_bytes(
+            queries * command.top_k,
+            hit_bytes=hit_bytes,
+            other_bytes=queries * (spec.value_dim * spec.dtype.itemsize_bytes + LSE_BYTES),
+            limits=self._limits,
+        )
+        banks = [memory.bank(s, command.layer, missing_ok=command.missing_ok) for s in command.streams]
+        for stream, least in zip(command.streams, command.min_sequences, strict=False):
+            reached = memory.next_sequence(stream, command.layer)
+            if reached < least:
+                raise SequenceNotReachedError(
+                    f"stream {stream!r} has reached sequence {reached} in layer {command.layer}; "
+                    f"the call asks for {least}",
+                    argument="min_sequences",
+                )
+        return banks
+
+
+def _reached(memory: NamespaceMemory, command: Search | Attend) -> tuple[int, ...]:
+    return tuple(memory.next_sequence(stream, command.layer) for stream in command.streams)

@@ -1,0 +1,66 @@
+"""Writes are idempotent: a repeated request id gets the first answer, and nothing happens twice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+from recollect_server.domain.errors import InvalidArgumentError
+from recollect_server.domain.limits import Limits
+
+Answer = TypeVar("Answer")
+
+
+class AnsweredRequests:
+    """The last answers to mutating calls, per tenant, bounded.
+
+    Args:
+        limits: The server's bounds.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._answers: dict[str, OrderedDict[str, tuple[str, object]]] = {}
+
+    def once(
+        self,
+        tenant: str,
+        request_id: str,
+        *,
+        call: str,
+        answer_type: type[Answer],
+        work: Callable[[], Answer],
+    ) -> Answer:
+        """Does the work, or returns what it returned when it was asked for under the same id before.
+
+        Args:
+            tenant: Whose id it is; another tenant's means nothing.
+            request_id: "" for a call that will not be repeated.
+            call: What the call is, so that an id used for two different ones is noticed.
+            answer_type: Of the work.
+            work: If it raises, nothing is remembered, since nothing was done.
+
+        Raises:
+            InvalidArgumentError: The id is too long, or was used for another call.
+        """
+        if not request_id:
+            return work()
+        if len(request_id) > self._limits.request_id_length_max:
+            raise InvalidArgumentError(
+                "request_id",
+                f"has {len(request_id)} characters; at most {self._limits.request_id_length_max} are allowed",
+            )
+        answers = self._answers.setdefault(tenant, OrderedDict())
+        if request_id in answers:
+            first_call, answer = answers[request_id]
+            if first_call != call or not isinstance(answer, answer_type):
+                raise InvalidArgumentError(
+                    "request_id", f"{request_id!r} was used for another call; make a new one for each call"
+                )
+            return answer
+        fresh = work()
+        answers[request_id] = (call, fresh)
+        if len(answers) > self._limits.request_ids_remembered:
+            answers.popitem(last=False)
+        return fresh

@@ -1,0 +1,74 @@
+"""Arrays as they travel and as they are stored: float32, float16, or bfloat16 kept as its bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect_server.domain.spec import Dtype
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+Raw = NDArray[np.float32 | np.float16 | np.uint16]
+
+RAW_TYPES: dict[Dtype, type[np.float32] | type[np.float16] | type[np.uint16]] = {
+    Dtype.FLOAT32: np.float32,
+    Dtype.FLOAT16: np.float16,
+    Dtype.BFLOAT16: np.uint16,
+}
+"""The NumPy type that holds the elements; NumPy has no bfloat16, so its bits stand for it."""
+
+EXPONENT_BITS = {Dtype.FLOAT32: 0x7F80_0000, Dtype.FLOAT16: 0x7C00, Dtype.BFLOAT16: 0x7F80}
+"""All exponent bits set: NaN or infinite, in each format."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseArray:
+    """Elements and what their bits mean."""
+
+    raw: Raw
+    dtype: Dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self.raw.shape
+
+    def row(self, index: int) -> DenseArray:
+        """One batch row; a view."""
+        return DenseArray(self.raw[index], self.dtype)
+
+    def float32(self) -> Float32:
+        """The values in float32, contiguous; a view where they are so already."""
+        return to_float32(self.raw, self.dtype)
+
+    def is_finite(self) -> bool:
+        """Whether no element is NaN or infinite."""
+        return not self.nonfinite().any()
+
+    def nonfinite(self) -> NDArray[np.bool_]:
+        """True where an element is NaN or infinite."""
+        exponent = EXPONENT_BITS[self.dtype]
+        if self.dtype is Dtype.FLOAT32:
+            return np.asarray((self.raw.view(np.uint32) & np.uint32(exponent)) == exponent)
+        return np.asarray((self.raw.view(np.uint16) & np.uint16(exponent)) == exponent)
+
+
+def to_float32(raw: Raw, dtype: Dtype) -> Float32:
+    """Widens stored elements; exact in each format."""
+    if dtype is Dtype.BFLOAT16:
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.ascontiguousarray(raw, dtype=np.float32)
+
+
+def from_float32(values: Float32, dtype: Dtype) -> DenseArray:
+    """Rounds to nearest, ties to even."""
+    if dtype is Dtype.BFLOAT16:
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        return DenseArray((rounded >> np.uint32(16)).astype(np.uint16), dtype)
+    if dtype is Dtype.FLOAT16:
+        return DenseArray(values.astype(np.float16), dtype)
+    return DenseArray(np.ascontiguousarray(values), dtype)

@@ -1,0 +1,140 @@
+"""The one error tree of the server. Each transport has one table that turns it into statuses."""
+
+from __future__ import annotations
+
+
+class RecollectError(Exception):
+    """Anything that the server tells a caller about a call that did not succeed.
+
+    Attributes:
+        reason: Machine-readable and stable; the message is for people.
+        argument: The argument to blame, or "".
+        retry_after_s: When trying again may help, or None.
+    """
+
+    reason: str = "UNKNOWN"
+
+    def __init__(self, message: str, *, argument: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.argument = argument
+        self.retry_after_s = retry_after_s
+
+
+class InvalidArgumentError(RecollectError):
+    """The call is wrong whatever the server holds."""
+
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, argument: str, message: str) -> None:
+        super().__init__(f"{argument}: {message}", argument=argument)
+
+
+class NotFoundError(RecollectError):
+    """What the call names is not there, or is not the caller's."""
+
+
+class NamespaceNotFoundError(NotFoundError):
+    """No namespace of this name belongs to the caller."""
+
+    reason = "NAMESPACE_NOT_FOUND"
+
+
+class LayerNotFoundError(NotFoundError):
+    """The namespace has no memory for this layer."""
+
+    reason = "LAYER_NOT_FOUND"
+
+
+class StreamNotFoundError(NotFoundError):
+    """Nothing was ever added to this stream, or it was forgotten."""
+
+    reason = "STREAM_NOT_FOUND"
+
+
+class NamespaceExistsError(RecollectError):
+    """A namespace of this name exists, with another spec or unexpectedly."""
+
+    reason = "NAMESPACE_EXISTS"
+
+
+class FailedPreconditionError(RecollectError):
+    """The call is well-formed, but what is stored does not allow it."""
+
+
+class StaleEntryError(FailedPreconditionError):
+    """An entry that the call needs has been evicted."""
+
+    reason = "STALE_ENTRY"
+
+
+class SequenceNotReachedError(FailedPreconditionError):
+    """The stream has not yet reached the sequence that the caller wants to read."""
+
+    reason = "SEQUENCE_NOT_REACHED"
+
+
+class ResourceExhaustedError(RecollectError):
+    """A bound on what may be stored stands in the way."""
+
+
+class MemoryExhaustedError(ResourceExhaustedError):
+    """The server may not allocate more for keys and values."""
+
+    reason = "MEMORY_EXHAUSTED"
+
+
+class TooManyNamespacesError(ResourceExhaustedError):
+    """The tenant has as many namespaces as it may."""
+
+    reason = "TOO_MANY_NAMESPACES"
+
+
+class TooManyStreamsError(ResourceExhaustedError):
+    """The namespace has as many streams as it may."""
+
+    reason = "TOO_MANY_STREAMS"
+
+
+class UnauthenticatedError(RecollectError):
+    """The call carries no credential that the server knows."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(RecollectError):
+    """The credential is known but does not allow this call."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class UnavailableError(RecollectError):
+    """Not now; the same call may succeed later."""
+
+
+class DrainingError(UnavailableError):
+    """The server is shutting down and takes no new work."""
+
+    reason = "DRAINING"
+
+
+class OverloadedError(UnavailableError):
+    """More work is waiting than the server queues."""
+
+    reason = "OVERLOADED"
+
+
+class DeadlineExceededError(RecollectError):
+    """The caller's deadline passed before the work began."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class InternalError(RecollectError):
+    """A defect of the server. The log has it under `error_id`."""
+
+    reason = "INTERNAL"
+
+    def __init__(self, error_id: str) -> None:
+        super().__init__(f"internal error; quote {error_id} to whoever runs this server")
+        self.error_id = error_id

@@ -1,0 +1,75 @@
+"""Eviction: which entries of a bank go. At capacity the oldest go (`Ring.push`); here are those asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect_server.domain.ring import Int64, Ring
+
+
+@dataclass(frozen=True, slots=True)
+class ByIds:
+    """These entries, where they still exist."""
+
+    ids: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Oldest:
+    """So many, the oldest first."""
+
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeSequence:
+    """All whose id is smaller."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class OlderThan:
+    """All that were added longer ago than this; kept to the second."""
+
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """All; the stream is forgotten and its memory freed."""
+
+
+Selector = ByIds | Oldest | BeforeSequence | OlderThan | Everything
+
+
+def condemned(ring: Ring, selector: Selector, *, now_s: float) -> NDArray[np.bool_]:
+    """Which live entries of a ring the selector names.
+
+    Args:
+        ring: The bank's bookkeeping.
+        selector: What to evict.
+        now_s: The time, in the clock that the entries were added by.
+
+    Returns:
+        bool [count], oldest first.
+    """
+    match selector:
+        case ByIds(ids):
+            return np.isin(ring.ids(), ids)
+        case Oldest(entries):
+            return np.arange(ring.count) < entries
+        case BeforeSequence(sequence):
+            return ring.ids() < sequence
+        case OlderThan(age_s):
+            return ring.seconds() < now_s - age_s
+        case Everything():
+            return np.ones(ring.count, dtype=np.bool_)
+
+
+def is_prefix(mask: NDArray[np.bool_]) -> bool:
+    """Whether the condemned are the oldest without exception, so that no data has to move."""
+    return not np.any(mask[1:] & ~mask[:-1])

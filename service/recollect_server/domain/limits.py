@@ -1,0 +1,42 @@
+"""Every bound of the server, in one place. `GetServerInfo` advertises those that a caller can meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAISS_TOP_K_MAX = 2048
+"""GPU FAISS aborts the process beyond this k, so no setting may exceed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on calls and on what is stored. All are inclusive."""
+
+    message_bytes_max: int = 64 * 1024 * 1024
+    top_k_max: int = 1024
+    rows_max: int = 1024
+    tokens_max: int = 65_536
+    layers_max: int = 256
+    heads_max: int = 256
+    dim_max: int = 1024
+    capacity_max: int = 16_777_216
+    name_length_max: int = 128
+    page_size_max: int = 1000
+    page_size_default: int = 100
+    namespaces_max: int = 1024
+    streams_max: int = 65_536
+    ids_max: int = 1_048_576
+    request_id_length_max: int = 64
+    request_ids_remembered: int = 4096
+    """Answers to mutating calls kept per tenant, so that a repeat gets the first answer."""
+    memory_bytes_max: int = 8 * 1024**3
+    """Keys and values of all namespaces together."""
+    calls_waiting_max: int = 256
+    """Calls that wait for the device; the next one is refused."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.top_k_max > FAISS_TOP_K_MAX:
+            raise ValueError(f"limits.top_k_max is {self.top_k_max}; FAISS allows {FAISS_TOP_K_MAX} at most")

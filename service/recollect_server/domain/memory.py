@@ -1,0 +1,129 @@
+"""The memory of one namespace: its streams, each with a bank per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from recollect_server.domain.bank import Bank
+from recollect_server.domain.errors import (
+    LayerNotFoundError,
+    StreamNotFoundError,
+    TooManyStreamsError,
+)
+from recollect_server.domain.limits import Limits
+from recollect_server.domain.ports import Device
+from recollect_server.domain.spec import NamespaceSpec
+
+
+class NamespaceMemory:
+    """Buffers of one namespace, shared with no other.
+
+    Args:
+        name: For messages.
+        spec: The namespace's.
+        device: Where its banks live.
+        limits: The server's bounds.
+        first_sequence: Id of the first entry of each layer. Not 0: a namespace that is made again under
+            the same name must not give out the ids of the one before.
+    """
+
+    def __init__(
+        self, name: str, spec: NamespaceSpec, device: Device, limits: Limits, *, first_sequence: int
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self._device = device
+        self._limits = limits
+        self._streams: dict[str, dict[int, Bank]] = {}
+        self._high_water = dict.fromkeys(spec.layers, first_sequence)
+
+    @property
+    def streams(self) -> int:
+        """How many streams exist."""
+        return len(self._streams)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all buffers for keys and values."""
+        return sum(bank.allocated_bytes for _, _, bank in self.banks())
+
+    @property
+    def high_water(self) -> int:
+        """No id of this namespace is as large as this, or ever was."""
+        live = (bank.ring.next_sequence for _, _, bank in self.banks())
+        return max([*self._high_water.values(), *live])
+
+    def banks(self) -> Iterator[tuple[str, int, Bank]]:
+        """Every (stream, layer, bank)."""
+        for stream, layers in self._streams.items():
+            for layer, bank in layers.items():
+                yield stream, layer, bank
+
+    def require_layer(self, layer: int) -> None:
+        """Raises LayerNotFoundError unless the namespace has a memory for the layer."""
+        if layer not in self.spec.layers:
+            raise LayerNotFoundError(
+                f"namespace {self.name!r} has no layer {layer}; it has {list(self.spec.layers)}",
+                argument="layer",
+            )
+
+    def exists(self, stream: str) -> bool:
+        """Whether anything was added to the stream since it was last forgotten."""
+        return stream in self._streams
+
+    def require_room_for(self, streams: list[str]) -> None:
+        """Raises TooManyStreamsError if the new ones among `streams` would be too many."""
+        new = sum(stream not in self._streams for stream in streams)
+        if new and len(self._streams) + new > self._limits.streams_max:
+            raise TooManyStreamsError(
+                f"namespace {self.name!r} has {len(self._streams)} streams and this call brings {new} more; "
+                f"at most {self._limits.streams_max} are allowed. Evict streams that are done with all=True",
+                argument="streams",
+            )
+
+    def bank(self, stream: str, layer: int, *, missing_ok: bool = False) -> Bank | None:
+        """The bank to read; None if it is empty because nothing was ever added.
+
+        Raises:
+            StreamNotFoundError: The stream does not exist in any layer, and `missing_ok` is false.
+        """
+        layers = self._streams.get(stream)
+        if layers is None:
+            if missing_ok:
+                return None
+            raise StreamNotFoundError(
+                f"namespace {self.name!r} has no stream {stream!r}; add to it first, or pass missing_ok "
+                "to have it count as empty",
+                argument="streams",
+            )
+        return layers.get(layer)
+
+    def new_bank(self, layer: int) -> Bank:
+        """A bank that no stream has yet; `adopt` gives it to one."""
+        # Ids go on from where the last forgotten bank of the layer ended, so that none comes back.
+        return Bank(self.spec, self._device.store(self.spec), first_sequence=self._high_water[layer])
+
+    def adopt(self, stream: str, layer: int, bank: Bank) -> None:
+        """Makes `bank` the stream's, which exists from now on."""
+        self._streams.setdefault(stream, {})[layer] = bank
+
+    def forget(self, stream: str, layers: tuple[int, ...]) -> None:
+        """Frees the stream's banks of these layers, and the stream with its last bank."""
+        held = self._streams.get(stream, {})
+        for layer in layers:
+            bank = held.pop(layer, None)
+            if bank is not None:
+                self._high_water[layer] = max(self._high_water[layer], bank.ring.next_sequence)
+                bank.clear()
+        if not held:
+            self._streams.pop(stream, None)
+
+    def next_sequence(self, stream: str, layer: int) -> int:
+        """The id that the stream's next entry in this layer will have."""
+        bank = self._streams.get(stream, {}).get(layer)
+        return bank.ring.next_sequence if bank is not None else self._high_water[layer]
+
+    def clear(self) -> None:
+        """Frees everything; the memory must not be used after."""
+        for stream in list(self._streams):
+            self.forget(stream, self.spec.layers)

@@ -1,0 +1,163 @@
+"""Sequence arithmetic of a ring buffer: which entry lies in which slot. No data, only integers.
+
+A ring is a window of `allocated` slots that grows by doubling up to `capacity`. Its live entries are
+`count` slots from `head` on, modulo `allocated`, oldest first. Ids ascend along them but may have gaps,
+because single entries can be evicted; slots never have gaps, because the ring is compacted then. So a
+search runs over at most two dense slices and no mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALLOCATED_MIN = 64
+"""Slots of a ring's first buffer (or its capacity, if that is smaller)."""
+
+Int64 = NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Where new entries go: token slice `tokens` of the call to slot slice `slots` of the buffer."""
+
+    tokens: slice
+    slots: slice
+
+
+class Ring:
+    """The bookkeeping of one bank: ids and times of its entries, and the slots they lie in.
+
+    12 bytes per allocated slot: an int64 id, and a uint32 second.
+
+    Args:
+        capacity: Most entries that live at once.
+        first_sequence: Id of the first entry ever added.
+    """
+
+    def __init__(self, capacity: int, *, first_sequence: int) -> None:
+        self.capacity = capacity
+        self.next_sequence = first_sequence
+        self.allocated = 0
+        self.head = 0
+        self.count = 0
+        self._ids: Int64 = np.empty(0, dtype=np.int64)
+        self._seconds: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+
+    @property
+    def first_id(self) -> int:
+        """Id of the oldest entry; `next_sequence` if there is none."""
+        return int(self._ids[self.head]) if self.count else self.next_sequence
+
+    def allocation_for(self, tokens: int) -> int:
+        """Slots that the ring has to have before `tokens` entries are pushed."""
+        needed = min(self.capacity, self.count + tokens)
+        if needed <= self.allocated:
+            return self.allocated
+        doubled = max(needed, 2 * self.allocated, ALLOCATED_MIN)
+        return min(self.capacity, doubled)
+
+    def grow(self, allocated: int) -> list[slice]:
+        """Moves to a larger window, in which the entries lie from slot 0 on.
+
+        Returns:
+            The slices of the old window to copy there, in order.
+        """
+        old = self.segments()
+        ids, seconds = np.empty(allocated, dtype=np.int64), np.empty(allocated, dtype=np.uint32)
+        ids[: self.count] = self._in_order(self._ids)
+        seconds[: self.count] = self._in_order(self._seconds)
+        self._ids, self._seconds = ids, seconds
+        self.allocated, self.head = allocated, 0
+        return old
+
+    def push(self, tokens: int, *, second: int) -> tuple[list[Write], int]:
+        """Takes in `tokens` new entries; the oldest make room.
+
+        Of a call longer than the capacity only the last entries are kept; the others get their ids
+        and are evicted at once.
+
+        Returns:
+            What to write where, and how many entries were evicted.
+        """
+        kept = min(tokens, self.capacity)
+        evicted = max(0, self.count + tokens - self.capacity)
+        self.drop_oldest(min(self.count, max(0, self.count + kept - self.capacity)))
+        start = (self.head + self.count) % self.allocated if self.allocated else 0
+        writes, token = [], tokens - kept
+        for slots in _wrapped(start, kept, self.allocated):
+            size = slots.stop - slots.start
+            self._ids[slots] = np.arange(token, token + size) + self.next_sequence
+            self._seconds[slots] = second
+            writes.append(Write(tokens=slice(token, token + size), slots=slots))
+            token += size
+        self.count += kept
+        self.next_sequence += tokens
+        return writes, evicted
+
+    def drop_oldest(self, entries: int) -> None:
+        """Forgets the oldest entries: pointer arithmetic, no data moves."""
+        entries = min(entries, self.count)
+        self.count -= entries
+        self.head = (self.head + entries) % self.allocated if self.count else 0
+
+    def keep(self, order: Int64) -> Int64:
+        """Compacts the ring to the entries at `order` (ascending positions, 0 = oldest).
+
+        Returns:
+            Their slots before; afterwards they lie from slot 0 on.
+        """
+        slots = self.slots_of_order(order)
+        self._ids[: order.size] = self._ids[slots]
+        self._seconds[: order.size] = self._seconds[slots]
+        self.head, self.count = 0, order.size
+        return slots
+
+    def segments(self) -> list[slice]:
+        """The live slots, oldest first: no slice, one, or two where the ring wraps."""
+        return _wrapped(self.head, self.count, self.allocated)
+
+    def ids(self) -> Int64:
+        """The live ids, ascending; a copy."""
+        return self._in_order(self._ids)
+
+    def seconds(self) -> NDArray[np.uint32]:
+        """When each live entry was added, in order of ids; a copy."""
+        return self._in_order(self._seconds)
+
+    def ids_of_slots(self, slots: Int64) -> Int64:
+        """Ids of the entries in `slots` (any shape); -1 stays -1."""
+        if self.allocated == 0:
+            return np.full(slots.shape, -1, dtype=np.int64)
+        return np.where(slots >= 0, self._ids[slots], np.int64(-1))
+
+    def slots_of_ids(self, ids: Int64) -> Int64:
+        """Slots of `ids` (any shape); -1 where an id is not live."""
+        live = self.ids()
+        if live.size == 0:
+            return np.full(ids.shape, -1, dtype=np.int64)
+        order = np.searchsorted(live, ids).clip(max=live.size - 1)
+        found = live[order] == ids
+        return np.where(found, self.slots_of_order(order.astype(np.int64)), np.int64(-1))
+
+    def slots_of_order(self, order: Int64) -> Int64:
+        """Slots of the entries at positions `order` (0 = oldest)."""
+        return (self.head + order) % max(1, self.allocated)
+
+    def _in_order(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
+        return np.concatenate([array[s] for s in self.segments()] or [array[:0]])
+
+
+def _wrapped(start: int, size: int, allocated: int) -> list[slice]:
+    """Slot slices of `size` slots from `start` on in a window of `allocated`."""
+    if size == 0:
+        return []
+    first = min(size, allocated - start)
+    slices = [slice(start, start + first)]
+    if size > first:
+        slices.append(slice(0, size - first))
+    return slices

@@ -1,0 +1,223 @@
+"""Checks on the arguments of calls, before anything is allocated or given to FAISS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from recollect_server.domain.arrays import DenseArray, Float32, Int64
+from recollect_server.domain.errors import InvalidArgumentError
+from recollect_server.domain.eviction import BeforeSequence, ByIds, Everything, OlderThan, Oldest, Selector
+from recollect_server.domain.limits import Limits
+from recollect_server.domain.spec import NamespaceSpec, validate_name
+
+
+def check_streams(streams: Sequence[str], limits: Limits, *, distinct: bool) -> None:
+    """One valid stream name per batch row.
+
+    Raises:
+        InvalidArgumentError: No row, too many, a bad name, or a name twice where that is ambiguous.
+    """
+    if not 1 <= len(streams) <= limits.rows_max:
+        raise InvalidArgumentError("streams", f"has {len(streams)} names; 1 to {limits.rows_max} are allowed")
+    for index, stream in enumerate(streams):
+        validate_name(f"streams[{index}]", stream, limits)
+    if distinct and len(set(streams)) != len(streams):
+        twice = next(s for i, s in enumerate(streams) if s in streams[:i])
+        raise InvalidArgumentError("streams", f"names {twice!r} twice; each row needs a stream of its own")
+
+
+def check_top_k(top_k: int, limits: Limits) -> None:
+    """Raises InvalidArgumentError unless 1 <= top_k <= the bound, beyond which GPU FAISS aborts."""
+    if not 1 <= top_k <= limits.top_k_max:
+        raise InvalidArgumentError("top_k", f"is {top_k}; it must be from 1 to {limits.top_k_max}")
+
+
+def check_scale(scale: float) -> None:
+    """Raises InvalidArgumentError unless scale is positive and finite: top_k goes by q.k."""
+    if not (math.isfinite(scale) and scale > 0):
+        raise InvalidArgumentError("scale", f"is {scale}; it must be positive and finite")
+
+
+def check_entries(
+    keys: DenseArray,
+    values: DenseArray,
+    *,
+    rows: int,
+    lengths: Sequence[int] | None,
+    spec: NamespaceSpec,
+    limits: Limits,
+) -> list[int]:
+    """Keys [B, Hkv, T, Dk] and values [B, Hkv, T, Dv] of an add.
+
+    Returns:
+        How many tokens each row adds.
+
+    Raises:
+        InvalidArgumentError: Names the argument, what came and what was expected.
+    """
+    tokens = _tokens(keys, "keys")
+    _check_shape("keys", keys, (rows, spec.heads, tokens, spec.key_dim), "[B, Hkv, T, Dk]")
+    _check_shape("values", values, (rows, spec.heads, tokens, spec.value_dim), "[B, Hkv, T, Dv]")
+    _check_tokens("keys", tokens, limits)
+    for argument, array in (("keys", keys), ("values", values)):
+        _check_dtype(argument, array, spec)
+    checked = _checked_lengths(lengths, rows, tokens)
+    for row, length in enumerate(checked):
+        for argument, array in (("keys", keys), ("values", values)):
+            part = DenseArray(array.raw[row, :, :length], array.dtype)
+            _check_finite(f"{argument}[{row}]", part)
+    return checked
+
+
+def check_queries(
+    argument: str,
+    queries: DenseArray,
+    *,
+    rows: int,
+    dim: int,
+    spec: NamespaceSpec,
+    limits: Limits,
+) -> None:
+    """Queries [B, Hq, T, D], or a gradient of that shape; Hq is a multiple of Hkv.
+
+    Raises:
+        InvalidArgumentError: Names the argument, what came and what was expected.
+    """
+    tokens = _tokens(queries, argument)
+    heads = queries.shape[1]
+    if heads < 1 or heads % spec.heads or heads > limits.heads_max * spec.heads:
+        raise InvalidArgumentError(
+            argument, f"has {heads} heads; it must be a multiple of the namespace's {spec.heads}"
+        )
+    _check_shape(argument, queries, (rows, heads, tokens, dim), "[B, Hq, T, D]")
+    _check_tokens(argument, tokens, limits)
+    _check_dtype(argument, queries, spec)
+    _check_finite(argument, queries)
+
+
+def check_grad_lse(grad_lse: Float32, shape: tuple[int, ...]) -> None:
+    """grad_lse float32 [B, Hq, T], finite.
+
+    Raises:
+        InvalidArgumentError: It is not.
+    """
+    if grad_lse.shape != shape:
+        raise InvalidArgumentError(
+            "grad_lse", f"has shape {list(grad_lse.shape)}; expected {list(shape)} [B, Hq, T]"
+        )
+    if not np.isfinite(grad_lse).all():
+        raise InvalidArgumentError("grad_lse", "has NaN or infinite elements")
+
+
+def check_ids(ids: Int64, shape: tuple[int, ...], limits: Limits) -> None:
+    """Ids int64 [B, Hq, T, K] for queries of shape [B, Hq, T, Dk].
+
+    Raises:
+        InvalidArgumentError: Another shape, or too many per query.
+    """
+    if ids.ndim != 4 or ids.shape[:3] != shape[:3]:
+        raise InvalidArgumentError(
+            "ids", f"has shape {list(ids.shape)}; expected [{shape[0]}, {shape[1]}, {shape[2]}, K]"
+        )
+    check_top_k(ids.shape[3], limits)
+
+
+def check_answer_bytes(hits: int, *, hit_bytes: int, other_bytes: int, limits: Limits) -> None:
+    """Refuses a read whose answer would not fit a message, before anything is allocated for it.
+
+    Args:
+        hits: B * Hq * T * K.
+        hit_bytes: Of one hit: its score, id and, where asked for, its key and value.
+        other_bytes: The rest of the answer.
+        limits: The server's bounds.
+
+    Raises:
+        InvalidArgumentError: It would not fit.
+    """
+    needed = hits * hit_bytes + other_bytes
+    if needed > limits.message_bytes_max:
+        raise InvalidArgumentError(
+            "queries",
+            f"and top_k ask for an answer of {needed:,} bytes; at most {limits.message_bytes_max:,} are sent "
+            "in one. Ask for fewer rows or tokens in one call",
+        )
+
+
+def check_min_sequences(min_sequences: Sequence[int], rows: int) -> None:
+    """One per row, or none at all."""
+    if min_sequences and len(min_sequences) != rows:
+        raise InvalidArgumentError(
+            "min_sequences", f"has {len(min_sequences)} elements for {rows} streams; give one each, or none"
+        )
+
+
+def check_selector(selector: Selector, limits: Limits) -> None:
+    """Raises InvalidArgumentError for a selector that can mean nothing."""
+    match selector:
+        case ByIds(ids):
+            if ids.size > limits.ids_max:
+                raise InvalidArgumentError("ids", f"has {ids.size} ids; at most {limits.ids_max} are allowed")
+        case Oldest(entries):
+            if entries < 0:
+                raise InvalidArgumentError(
+                    "oldest", f"is {entries}; it counts entries, so it cannot be negative"
+                )
+        case OlderThan(age_s):
+            if not (math.isfinite(age_s) and age_s >= 0):
+                raise InvalidArgumentError("older_than_s", f"is {age_s}; it must be finite and not negative")
+        case BeforeSequence() | Everything():
+            pass
+
+
+def _tokens(array: DenseArray, argument: str) -> int:
+    if len(array.shape) != 4:
+        raise InvalidArgumentError(
+            argument, f"has shape {list(array.shape)}; expected 4 dimensions [B, H, T, D]"
+        )
+    return array.shape[2]
+
+
+def _check_shape(argument: str, array: DenseArray, expected: tuple[int, ...], words: str) -> None:
+    if array.shape != expected:
+        raise InvalidArgumentError(
+            argument, f"has shape {list(array.shape)}; expected {list(expected)} {words}"
+        )
+
+
+def _check_tokens(argument: str, tokens: int, limits: Limits) -> None:
+    if not 1 <= tokens <= limits.tokens_max:
+        raise InvalidArgumentError(
+            argument, f"has {tokens} tokens; 1 to {limits.tokens_max} are allowed in one call"
+        )
+
+
+def _check_dtype(argument: str, array: DenseArray, spec: NamespaceSpec) -> None:
+    if array.dtype is not spec.dtype:
+        raise InvalidArgumentError(
+            argument, f"is {array.dtype.value}; this namespace holds {spec.dtype.value}"
+        )
+
+
+def _check_finite(argument: str, array: DenseArray) -> None:
+    if array.is_finite():
+        return
+    where = np.argwhere(array.nonfinite())
+    raise InvalidArgumentError(
+        argument,
+        f"has {len(where)} NaN or infinite elements in {array.dtype.value}, the first at "
+        f"{where[0].tolist()}; nothing was stored",
+    )
+
+
+def _checked_lengths(lengths: Sequence[int] | None, rows: int, tokens: int) -> list[int]:
+    if not lengths:
+        return [tokens] * rows
+    if len(lengths) != rows:
+        raise InvalidArgumentError("lengths", f"has {len(lengths)} elements for {rows} rows")
+    for row, length in enumerate(lengths):
+        if not 0 <= length <= tokens:
+            raise InvalidArgumentError(f"lengths[{row}]", f"is {length}; it must be from 0 to {tokens}")
+    return list(lengths)

@@ -1,0 +1,1 @@
+"""Search and attention on a device: the only package that knows FAISS."""

@@ -1,0 +1,1 @@
+"""Which namespaces and tenants there are."""

@@ -1,0 +1,106 @@
+"""Namespaces, statistics and server facts: messages of the wire to words of the domain, and back."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+from recollect.v1 import memory_pb2 as pb
+from recollect_server.application.commands import Stats
+from recollect_server.domain.errors import InvalidArgumentError
+from recollect_server.domain.limits import Limits
+from recollect_server.domain.ports import NamespaceRecord
+from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.rpc.tensors import DTYPES, WIRE_DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What `GetServerInfo` tells."""
+
+    version: str
+    device: str
+    limits: Limits
+
+
+def spec_of(spec: pb.NamespaceSpec) -> NamespaceSpec:
+    """The spec in a request; its bounds are the domain's to check.
+
+    Raises:
+        InvalidArgumentError: A dtype that nothing is stored in.
+    """
+    dtype = DTYPES.get(spec.dtype)
+    if dtype is None:
+        raise InvalidArgumentError("spec.dtype", "must be float32, float16 or bfloat16")
+    return NamespaceSpec(
+        layers=tuple(sorted(spec.layers)),
+        heads=spec.heads,
+        key_dim=spec.key_dim,
+        value_dim=spec.value_dim,
+        capacity=spec.capacity,
+        dtype=dtype,
+    )
+
+
+def to_wire(record: NamespaceRecord) -> pb.Namespace:
+    """A namespace for the wire; its tenant stays here."""
+    spec = record.spec
+    return pb.Namespace(
+        name=record.name,
+        spec=pb.NamespaceSpec(
+            layers=spec.layers,
+            heads=spec.heads,
+            key_dim=spec.key_dim,
+            value_dim=spec.value_dim,
+            capacity=spec.capacity,
+            dtype=WIRE_DTYPES[spec.dtype],
+        ),
+        created_at_ms=record.created_at_ms,
+    )
+
+
+def stats_to_wire(stats: Stats) -> pb.GetStatsResponse:
+    """Statistics for the wire."""
+    return pb.GetStatsResponse(
+        streams=stats.streams,
+        entries=stats.entries,
+        bytes=stats.bytes,
+        banks=[
+            pb.BankStats(
+                stream=bank.stream,
+                layer=bank.layer,
+                entries=bank.entries,
+                first_id=bank.first_id,
+                next_sequence=bank.next_sequence,
+                bytes=bank.bytes,
+            )
+            for bank in stats.banks
+        ],
+    )
+
+
+def facts_to_wire(facts: ServerFacts) -> pb.GetServerInfoResponse:
+    """Version, device and those limits that a caller can meet."""
+    advertised = [field.name for field in pb.Limits.DESCRIPTOR.fields]
+    limits = pb.Limits(**{name: getattr(facts.limits, name) for name in advertised})
+    return pb.GetServerInfoResponse(version=facts.version, device=facts.device, limits=limits)
+
+
+def token_of_name(name: str) -> str:
+    """A page token, opaque to callers; "" for the end."""
+    return base64.urlsafe_b64encode(name.encode()).decode() if name else ""
+
+
+def name_of_token(token: str) -> str:
+    """The name behind which a page begins.
+
+    Raises:
+        InvalidArgumentError: Not a token that this server gave out.
+    """
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError):
+        raise InvalidArgumentError(
+            "page_token", "is not one of this server's; take next_page_token of the page before"
+        ) from None

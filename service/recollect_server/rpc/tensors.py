@@ -1,0 +1,120 @@
+"""Tensors of the wire as arrays of the domain, and back: viewed, not copied, on the way in."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from recollect.v1 import memory_pb2 as pb
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64
+from recollect_server.domain.errors import InvalidArgumentError
+from recollect_server.domain.spec import Dtype
+
+DTYPES = {
+    pb.DTYPE_FLOAT32: Dtype.FLOAT32,
+    pb.DTYPE_FLOAT16: Dtype.FLOAT16,
+    pb.DTYPE_BFLOAT16: Dtype.BFLOAT16,
+}
+RANK_MAX, SIZE_MAX = 8, 2**31 - 1
+"""Of any tensor, so that NumPy is never asked for a shape that it refuses."""
+
+WIRE_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
+
+
+def dense(argument: str, tensor: pb.Tensor) -> DenseArray:
+    """A floating-point tensor.
+
+    Raises:
+        InvalidArgumentError: Unknown dtype, or data that does not fill the shape.
+    """
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidArgumentError(
+            argument, f"has dtype {_name(tensor.dtype)}; expected float32, float16 or bfloat16"
+        )
+    itemsize = dtype.itemsize_bytes
+    _check_size(argument, tensor, itemsize)
+    raw = np.frombuffer(tensor.data, dtype=np.dtype(RAW_TYPES[dtype]).newbyteorder("<"))
+    return DenseArray(raw.reshape(tuple(tensor.shape)), dtype)
+
+
+def float32(argument: str, tensor: pb.Tensor) -> Float32:
+    """A tensor that has to be float32.
+
+    Raises:
+        InvalidArgumentError: It is not, or its data does not fill the shape.
+    """
+    array = dense(argument, tensor)
+    if array.dtype is not Dtype.FLOAT32:
+        raise InvalidArgumentError(argument, f"is {array.dtype.value}; expected float32")
+    return array.float32()
+
+
+def entry_ids(ids: pb.EntryIds) -> Int64:
+    """Ids int64 [B, Hq, T, K], -1 where there is no entry.
+
+    Raises:
+        InvalidArgumentError: Not int32 offsets of four dimensions with one first id per row.
+    """
+    offsets = ids.offsets
+    if offsets.dtype != pb.DTYPE_INT32:
+        raise InvalidArgumentError("ids", f"has offsets of dtype {_name(offsets.dtype)}; expected int32")
+    _check_size("ids", offsets, 4)
+    packed = np.frombuffer(offsets.data, dtype="<i4").reshape(tuple(offsets.shape))
+    if packed.ndim != 4 or len(ids.first_ids) != packed.shape[0]:
+        raise InvalidArgumentError(
+            "ids",
+            f"has offsets of shape {list(packed.shape)} and {len(ids.first_ids)} first_ids; expected "
+            "[B, Hq, T, K] and B",
+        )
+    first = np.array(ids.first_ids, dtype=np.int64)[:, None, None, None]
+    return np.where(packed >= 0, packed + first, np.int64(-1))
+
+
+def to_wire(array: DenseArray) -> pb.Tensor:
+    """A floating-point tensor for the wire."""
+    little = array.raw.astype(array.raw.dtype.newbyteorder("<"), copy=False)
+    return pb.Tensor(data=little.tobytes(), dtype=WIRE_DTYPES[array.dtype], shape=array.shape)
+
+
+def float32_to_wire(array: Float32) -> pb.Tensor:
+    """A float32 tensor for the wire."""
+    return to_wire(DenseArray(array, Dtype.FLOAT32))
+
+
+def entry_ids_to_wire(ids: Int64) -> pb.EntryIds:
+    """Packs ids [B, Hq, T, K]: int32 offsets from the smallest of each row. Half the bytes of int64.
+
+    A row's ids lie within one bank. Evictions by id can spread them wider than 31 bits only after two
+    thousand million further adds, so the spread is checked and not assumed.
+    """
+    present = ids >= 0
+    first = np.where(present, ids, np.iinfo(np.int64).max).min(axis=(1, 2, 3), initial=np.iinfo(np.int64).max)
+    first = np.where(first == np.iinfo(np.int64).max, 0, first)
+    offsets = np.where(present, ids - first[:, None, None, None], -1)
+    if offsets.max(initial=0) > np.iinfo(np.int32).max:
+        raise OverflowError("ids of one row are more than 31 bits apart")
+    data = offsets.astype("<i4").tobytes()
+    tensor = pb.Tensor(data=data, dtype=pb.DTYPE_INT32, shape=ids.shape)
+    return pb.EntryIds(offsets=tensor, first_ids=first.tolist())
+
+
+def _check_size(argument: str, tensor: pb.Tensor, itemsize: int) -> None:
+    if len(tensor.shape) > RANK_MAX:
+        raise InvalidArgumentError(argument, f"has {len(tensor.shape)} dimensions; {RANK_MAX} are the most")
+    if any(not 0 <= size <= SIZE_MAX for size in tensor.shape):
+        raise InvalidArgumentError(
+            argument, f"has shape {list(tensor.shape)}; sizes are from 0 to {SIZE_MAX}"
+        )
+    expected = math.prod(tensor.shape) * itemsize
+    if len(tensor.data) != expected:
+        raise InvalidArgumentError(
+            argument,
+            f"has {len(tensor.data)} bytes of data; shape {list(tensor.shape)} takes {expected}",
+        )
+
+
+def _name(dtype: int) -> str:
+    names = pb.DType.DESCRIPTOR.values_by_number
+    return names[dtype].name.removeprefix("DTYPE_").lower() if dtype in names else f"number {dtype}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recollect._administration import get_stats
+from recollect._administration import create_namespace, get_stats
 from recollect._checks import Include, check_include
 from recollect._reads import check_read, prepare_attend, prepare_attend_backward, prepare_search
 from recollect._results import (
@@ -141,3 +141,7 @@ class AsyncNamespace:
     async def stats(self, *, streams: Sequence[str] = (), timeout_s: float | None = None) -> Stats:
         """See `Namespace.stats`."""
         return await self._runner.run(get_stats(self.name, streams), timeout_s)
+
+    async def ensure(self, *, timeout_s: float | None = None) -> None:
+        """See `Namespace.ensure`."""
+        await self._runner.run(create_namespace(self.name, self.spec, exist_ok=True), timeout_s)

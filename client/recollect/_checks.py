@@ -8,16 +8,24 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from recollect._results import Dtype, NamespaceSpec
-from recollect.errors import InvalidArgumentError
+from recollect.errors import InvalidArgumentError, NotFoundError
 
 Include = Literal["keys", "values"]
 
 
-def check_layer(layer: int, spec: NamespaceSpec) -> int:
-    """The layer, if the namespace has it."""
-    number = check_int("layer", layer)
+def check_layer(argument: str, layer: int, spec: NamespaceSpec) -> int:
+    """The layer, if the namespace has it.
+
+    Raises:
+        NotFoundError: It does not, as the server would say.
+    """
+    number = check_int(argument, layer)
     if number not in spec.layers:
-        raise refusal("layer", f"one of {list(spec.layers)}", number)
+        raise NotFoundError(
+            f"{argument} must be of the namespace's layers {list(spec.layers)}; got {number}",
+            argument=argument,
+            reason="LAYER_NOT_FOUND",
+        )
     return number
 
 
@@ -36,14 +44,14 @@ def check_int(argument: str, value: int, *, minimum: int | None = None, maximum:
     return number
 
 
-def check_positive(argument: str, value: float) -> float:
-    """A finite float above zero."""
+def check_positive(argument: str, value: float, *, zero_ok: bool = False) -> float:
+    """A finite float above zero, or from zero."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise refusal(argument, "a number", value) from None
-    if not math.isfinite(number) or number <= 0:
-        raise refusal(argument, "finite and above 0", number)
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero_ok):
+        raise refusal(argument, "finite and not negative" if zero_ok else "finite and above 0", number)
     return number
 
 

@@ -60,7 +60,10 @@ def _register(app: typer.Typer, entry: EntryPoint) -> None:
     try:
         loaded: object = entry.load()
     except ImportError as error:
-        loaded = _refuse(entry.name, error)
+        # Its options are not known here, so all are let through to the message.
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command(entry.name, context_settings=settings)(_refuse(entry.name, error))
+        return
     if isinstance(loaded, typer.Typer):
         app.add_typer(loaded, name=entry.name)
     else:
@@ -77,5 +80,5 @@ def _refuse(name: str, error: ImportError) -> Callable[[], None]:
         )
         sys.exit(2)
 
-    refuse.__doc__ = f"(not installed: needs the extra [{extra}])"
+    refuse.__doc__ = f"Not installed: needs the extra '{extra}'."
     return refuse

@@ -60,8 +60,7 @@ class GrpcTransport:
             if self._closed:
                 raise closed(self._url) from error
             call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
-            trailing = [(datum.key, datum.value) for datum in call.trailing_metadata() or ()]
-            raise _translate(self._url, call.code(), call.details(), trailing) from error
+            raise _translate(self._url, call.code(), call.details(), call.trailing_metadata()) from error
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             if self._closed:
                 raise closed(self._url) from error

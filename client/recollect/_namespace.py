@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from recollect._administration import get_stats
+from recollect._administration import create_namespace, get_stats
 from recollect._checks import Include, check_include
 from recollect._reads import check_read, prepare_attend, prepare_attend_backward, prepare_search
 from recollect._results import (
@@ -212,12 +212,21 @@ class Namespace:
         """What the namespace holds; with details of the streams named."""
         return self._runner.run(get_stats(self.name, streams), timeout_s)
 
+    def ensure(self, *, timeout_s: float | None = None) -> None:
+        """Makes the namespace again, empty, if the server has lost it (its memories may end with it).
+
+        Raises:
+            AlreadyExistsError: There is one of this name now, with another spec.
+        """
+        self._runner.run(create_namespace(self.name, self.spec, exist_ok=True), timeout_s)
+
     def session(
         self,
         *,
         streams: Sequence[str],
         on_error: Literal["raise", "local"] = "raise",
         stale: Literal["raise", "zero"] = "raise",
+        timeout_s: float | None = None,
     ) -> Session:
         """Binds batch rows to streams while a model runs. Needs `recollect[torch]`.
 
@@ -226,5 +235,6 @@ class Namespace:
             on_error: If the server is away: raise, or go on with local attention and count it.
             stale: If an entry was evicted between forward and backward: raise, or give a zero gradient and
                 count it.
+            timeout_s: Of each call of the session; see the class.
         """
-        return open_session(self, streams=streams, on_error=on_error, stale=stale)
+        return open_session(self, streams=streams, on_error=on_error, stale=stale, timeout_s=timeout_s)

@@ -38,6 +38,7 @@ class SessionFactory(Protocol):
         streams: Sequence[str],
         on_error: Literal["raise", "local"],
         stale: Literal["raise", "zero"],
+        timeout_s: float | None,
     ) -> Session: ...
 
 
@@ -47,9 +48,12 @@ def open_session(
     streams: Sequence[str],
     on_error: Literal["raise", "local"],
     stale: Literal["raise", "zero"],
+    timeout_s: float | None,
 ) -> Session:
     """Finds the factory and calls it."""
     check_choice("on_error", on_error, ("raise", "local"))
     check_choice("stale", stale, ("raise", "zero"))
     factory = load_extension("recollect.sessions", "torch", extra="torch", what="Namespace.session")
-    return cast("SessionFactory", factory)(namespace, streams=streams, on_error=on_error, stale=stale)
+    return cast("SessionFactory", factory)(
+        namespace, streams=streams, on_error=on_error, stale=stale, timeout_s=timeout_s
+    )

@@ -143,6 +143,7 @@ def _check_reply(
 
 def _bad_reply(what: str, came: str, expected: str) -> InternalError:
     return InternalError(
-        f"The server's {what} came with {came}, expected {expected}. Are client and server of the same version?",
+        f"The server's {what} came with {came}, expected {expected}. "
+        "Are client and server of the same version?",
         reason="BAD_REPLY",
     )

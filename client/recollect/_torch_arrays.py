@@ -75,7 +75,7 @@ class TorchArray:
     def give_floats(
         self, bits: Wire, dtype: Dtype, exponents: npt.NDArray[np.int32] | None = None
     ) -> torch.Tensor:
-        """Values from the wire on this tensor's device, in its dtype, multiplied by 2 ** exponents if given."""
+        """Values from the wire on this tensor's device, in its dtype, times 2 ** exponents if given."""
         received = (
             _from_numpy(bits.view("<i2")).view(torch.bfloat16) if dtype == "bfloat16" else _from_numpy(bits)
         )

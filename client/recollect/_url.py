@@ -67,7 +67,7 @@ def check_token(token: str | None, target: Target, *, allow_insecure_token: bool
     if not target.is_local and not allow_insecure_token:
         raise InvalidArgumentError(
             f"token would travel unencrypted to {target.url}: over grpc:// it goes to this machine only. "
-            "Use unix:///path or a loopback address; or, if the network is trusted, allow_insecure_token=True",
+            "Use unix:///path or a loopback address; or, if you trust the network, allow_insecure_token=True",
             argument="token",
             reason="INSECURE_TOKEN",
         )

@@ -27,6 +27,8 @@ from recollect.v1 import memory_pb2 as pb
 AddWork = Work[pb.AddResponse, AddResult]
 EvictWork = Work[pb.EvictResponse, EvictResult]
 
+_ID_BYTES_MAX = 10  # of an int64 as a varint
+
 
 def prepare_add(
     namespace: str,
@@ -40,7 +42,7 @@ def prepare_add(
     request_id: str | None,
 ) -> Callable[[Limits], AddWork]:
     """Checks and converts now; splits when the limits are known."""
-    layer = check_layer(layer, spec)
+    layer = check_layer("layer", layer, spec)
     user_keys, user_values = user_array("keys", keys), user_array("values", values)
     check_rank("keys", user_keys.shape, f"[B, {spec.heads}, T, {spec.key_dim}]")
     rows, _, tokens, _ = user_keys.shape
@@ -124,39 +126,27 @@ def prepare_evict(
         raise refusal("streams", "at least one name", names)
     if isinstance(layers, int):
         raise refusal("layers", "a list of layer numbers", layers)
-    chosen_layers = [check_layer(layer, spec) for layer in layers] if layers is not None else []
+    chosen_layers = [check_layer("layers", layer, spec) for layer in layers] if layers is not None else []
     if layers is not None and not chosen_layers:
         raise refusal("layers", "at least one layer, or None for every layer", [])
-    selectors = {
-        "ids": ids is not None,
-        "oldest": oldest is not None,
-        "before_sequence": before_sequence is not None,
-        "older_than_s": older_than_s is not None,
-        "all": all,
-    }
-    given = [name for name, is_given in selectors.items() if is_given]
-    if len(given) != 1:
-        raise InvalidArgumentError(
-            f"evict takes exactly one of {', '.join(selectors)}; got {' and '.join(given) or 'none'}",
-            argument=given[1] if given else "ids",
-        )
-    listed_ids = [check_int("ids", entry, minimum=0) for entry in ids] if ids is not None else []
     base = pb.EvictRequest(namespace=namespace, layers=chosen_layers, missing_ok=missing_ok)
-    if oldest is not None:
-        base.oldest = check_int("oldest", oldest, minimum=1)
-    elif before_sequence is not None:
-        base.before_sequence = check_int("before_sequence", before_sequence, minimum=0)
-    elif older_than_s is not None:
-        base.older_than_s = check_positive("older_than_s", older_than_s)
-    elif all:
-        base.all = True
+    _select(
+        base,
+        ids=ids is not None,
+        oldest=oldest,
+        before_sequence=before_sequence,
+        older_than_s=older_than_s,
+        all=all,
+    )
+    listed_ids = [] if ids is None else [check_int("ids", entry, minimum=0) for entry in ids]
     base_id = _request_id(request_id)
 
     def split(limits: Limits) -> EvictWork:
         stream_slices = even_slices(len(names), limits.rows_max or len(names))
-        id_slices = (
-            even_slices(len(listed_ids), limits.ids_max or len(listed_ids)) if listed_ids else [slice(0, 0)]
-        )
+        ids_cap = min(limits.ids_max or len(listed_ids), len(listed_ids))
+        if limits.message_bytes_max:
+            ids_cap = min(ids_cap, max(1, limits.message_bytes_max // (2 * _ID_BYTES_MAX)))
+        id_slices = even_slices(len(listed_ids), ids_cap) if listed_ids else [slice(0, 0)]
         pieces = [(rows, chosen) for rows in stream_slices for chosen in id_slices]
         evicted: list[int] = []
 
@@ -182,6 +172,39 @@ def prepare_evict(
         )
 
     return split
+
+
+def _select(
+    request: pb.EvictRequest,
+    *,
+    ids: bool,
+    oldest: int | None,
+    before_sequence: int | None,
+    older_than_s: float | None,
+    all: bool,
+) -> None:
+    """Sets the one selector that was given; ids themselves follow part by part."""
+    selectors = {
+        "ids": ids,
+        "oldest": oldest is not None,
+        "before_sequence": before_sequence is not None,
+        "older_than_s": older_than_s is not None,
+        "all": all,
+    }
+    given = [name for name, is_given in selectors.items() if is_given]
+    if len(given) != 1:
+        raise InvalidArgumentError(
+            f"evict takes exactly one of {', '.join(selectors)}; got {' and '.join(given) or 'none'}",
+            argument=given[1] if given else "ids",
+        )
+    if oldest is not None:
+        request.oldest = check_int("oldest", oldest, minimum=0)
+    elif before_sequence is not None:
+        request.before_sequence = check_int("before_sequence", before_sequence, minimum=0)
+    elif older_than_s is not None:
+        request.older_than_s = check_positive("older_than_s", older_than_s, zero_ok=True)
+    elif all:
+        request.all = True
 
 
 def _request_id(given: str | None) -> str:

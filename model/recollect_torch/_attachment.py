@@ -71,14 +71,15 @@ class Attachment:
         if session is None:
             if self.memory is not None:
                 raise RuntimeError(
-                    f"layer {layer} has the memory {self.memory.name!r}, but no session says which streams to "
-                    "read: run it inside `with namespace.session(streams=[...])`"
+                    f"layer {layer} has the memory {self.memory.name!r}, but no session says which streams "
+                    "to read: run it inside `with namespace.session(streams=[...])`"
                 )
             return Turn(layer, recomputing=recomputing)
         memory = session.memory
         if memory is not None and self.memory is not None and memory.name != self.memory.name:
             raise ValueError(
-                f"layer {layer} was made for the memory {self.memory.name!r}, but the session is of {memory.name!r}"
+                f"layer {layer} was made for the memory {self.memory.name!r}, but the session is of "
+                f"{memory.name!r}"
             )
         window = session.enter(layer, rows=rows, recomputing=recomputing)
         return Turn(layer, session, window, recomputing, remembers and memory is not None)

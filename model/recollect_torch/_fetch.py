@@ -44,9 +44,9 @@ def attend_to_pairs(queries: Tensor, keys: Tensor, values: Tensor, *, ids: Tenso
     vacant = ids < 0
     empty = vacant.all(dim=-1, keepdim=True)  # [B, Hq, T, 1]
     scores = torch.einsum("bhtd,bhtkd->bhtk", queries, keys)
-    # A query with nothing but -inf would give NaN, in the gradient too: it goes through with zeros, and what
+    # A query with nothing but -inf would give NaN, in the gradient too: its scores stay as they are, and what
     # comes of them is blanked after.
-    scores = scores.masked_fill(vacant & ~empty, float("-inf")).masked_fill(empty, 0.0)
+    scores = scores.masked_fill(vacant & ~empty, float("-inf"))
     lse = scores.logsumexp(dim=-1, keepdim=True)
     p = (scores - lse).exp().masked_fill(vacant, 0.0)
     output = torch.einsum("bhtk,bhtkd->bhtd", p, values)

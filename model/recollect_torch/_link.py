@@ -39,14 +39,13 @@ class Link:
         on_error: OnError,
         stale: Stale,
         timeout_s: float | None,
-        retry_interval_s: float,
-        fallbacks: Fallbacks,
+        outage: Outage,
     ) -> None:
         self.memory, self.on_error, self.stale, self.timeout_s = memory, on_error, stale, timeout_s
-        self.fallbacks = fallbacks
+        self.fallbacks = Fallbacks()
         self.waited_s = 0.0
         self.losses = 0
-        self._outage = Outage(retry_interval_s=retry_interval_s)
+        self._outage = outage
         self._to_forget: set[str] = set()
 
     def ask(self, kind: Call, call: Callable[[Memory], Answer], *, of: Tensor | None = None) -> Answer | None:
@@ -80,11 +79,12 @@ class Link:
         if not self._to_forget:
             return True
         streams = sorted(self._to_forget)
-        done = self._ask(
-            "reset",
-            lambda m: m.evict(streams=streams, all=True, missing_ok=True, timeout_s=self.timeout_s),
-        )
-        if done is None:
+
+        def evict(memory: Memory) -> bool:
+            memory.evict(streams=streams, all=True, missing_ok=True, timeout_s=self.timeout_s)
+            return True
+
+        if not self._ask("reset", evict):
             return False
         self._to_forget.clear()
         return True
@@ -112,7 +112,7 @@ class Link:
         except NotFoundError as error:
             if self.on_error == "raise" or error.reason != "NAMESPACE_NOT_FOUND":
                 raise
-        self.memory.ensure()
+        self.memory.ensure(timeout_s=self.timeout_s)
         self.losses += 1
         logger.warning("the server lost namespace %r; made it again, empty", self.memory.name)
         return None if kind == "backward" else call(self.memory)

@@ -32,7 +32,7 @@ def window_bias(
     Returns:
         [1 or B, 1 or H, T, S], -inf where a query must not look; None where plain causality is all.
     """
-    if bias is None and xl_lengths is None and queries == keys:
+    if bias is None and xl_lengths is None:
         return None
     visible = causal_mask(queries, keys, device=like.device)[None, None]  # [1, 1, T, S]
     if xl_lengths is not None:

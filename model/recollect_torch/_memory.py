@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ class Memory(Protocol):
     @property
     def spec(self) -> Spec: ...
 
-    def ensure(self) -> object:
+    def ensure(self, *, timeout_s: float | None = None) -> object:
         """Makes the namespace again, empty, if the server lost it."""
         ...
 
@@ -91,7 +91,7 @@ class Memory(Protocol):
         *,
         top_k: int,
         streams: Sequence[str],
-        include: Sequence[str] = (),
+        include: Sequence[Literal["keys", "values"]] = (),
         missing_ok: bool = False,
         timeout_s: float | None = None,
     ) -> Found: ...

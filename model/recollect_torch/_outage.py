@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from recollect import RecollectError
+
 logger = logging.getLogger("recollect_torch")
 
 Call = Literal["retrieve", "backward", "commit", "reset"]
@@ -34,8 +36,8 @@ class Fallbacks:
 class Outage:
     """A circuit breaker: after a failure nothing is asked for a while.
 
-    The pause is at least `retry_interval_s`, and at least as long as the failed call took, so that a server
-    that does not answer costs at most half of the time.
+    The pause is at least `retry_interval_s`, what the server asked for, and as long as the failed call took:
+    a server that does not answer costs at most half of the time.
 
     Args:
         retry_interval_s: Shortest pause.
@@ -55,14 +57,14 @@ class Outage:
         """Counts a call that was not made."""
         self._calls += 1
 
-    def failed(self, error: Exception, *, took_s: float) -> None:
+    def failed(self, error: RecollectError, *, took_s: float) -> None:
         """Starts or prolongs the outage; logs its start once."""
         now = time.monotonic()
         if self._since is None:
             self._since, self._calls = now, 0
             logger.warning("memory is away, going on with local attention: %s", error)
         self._calls += 1
-        self._ask_again_at = now + max(self._retry_interval_s, took_s)
+        self._ask_again_at = now + max(self._retry_interval_s, took_s, error.retry_after_s or 0.0)
 
     def answered(self) -> None:
         """Ends the outage, if there was one."""

@@ -25,14 +25,12 @@ class Bank:
         layer: Number of the layer.
         streams: One per batch row.
         top_k: Entries that each query attends to.
-        losses: `link.losses` when the forward pass asked.
     """
 
     link: Link
     layer: int
     streams: tuple[str, ...]
     top_k: int
-    losses: int
 
 
 def attend(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
@@ -61,6 +59,7 @@ class _Context(Protocol):
 
     bank: Bank
     answered: bool
+    losses: int
 
     @property
     def saved_tensors(self) -> tuple[Tensor, Tensor]: ...
@@ -91,7 +90,7 @@ class _Attend(torch.autograd.Function):
             ),
             of=queries,
         )
-        ctx.bank, ctx.answered = bank, answer is not None
+        ctx.bank, ctx.answered, ctx.losses = bank, answer is not None, link.losses
         ids = None if answer is None else answer.ids
         if with_ids and ids is None:
             # The shape of a real answer: a recompute may get one, and checkpointing compares the two.
@@ -107,6 +106,9 @@ class _Attend(torch.autograd.Function):
         queries, ids = ctx.saved_tensors
         if not ctx.answered or (grad_output is None and grad_lse is None):
             return None, None, None
+        if ctx.losses != ctx.bank.link.losses:  # the ids mean nothing to the memory that there is now
+            ctx.bank.link.count("backward")
+            return None, None, None
         if grad_output is None:
             spec = ctx.bank.link.memory.spec
             grad_output = queries.new_zeros((*queries.shape[:3], spec.value_dim))
@@ -118,9 +120,6 @@ def _grad_queries(
 ) -> Tensor | None:
     """The gradient of the queries, or None for zero."""
     link = bank.link
-    if bank.losses != link.losses:
-        link.count("backward")
-        return None
     # An overflow under loss scaling is news for the scaler, not an error: it stays here, as NaN.
     finite = grad_output.isfinite().all(dim=-1)  # [B, H, T]
     if grad_lse is not None:
@@ -143,17 +142,25 @@ def _grad_queries(
             of=grad_output,
         )
     except (StaleEntryError, NotFoundError) as error:
-        # A stream that was forgotten since is the same to a query: what it attended to is gone.
-        if isinstance(error, NotFoundError) and error.reason != "STREAM_NOT_FOUND":
-            raise
-        if link.stale == "raise":
-            error.add_note(
-                "entries that the forward pass attended to are gone: call backward before commit and reset, "
-                'give the namespace more capacity, or make the session with stale="zero"'
-            )
-            raise
+        _tolerate(error, link)
+        return None
+    return None if grad is None else grad.masked_fill(~finite[..., None], float("nan"))
+
+
+def _tolerate(error: StaleEntryError | NotFoundError, link: Link) -> None:
+    """Counts that what forward attended to is gone; raises where that is not wanted, or not the case."""
+    # A stream that was forgotten since is the same to a query as entries that were evicted. Or the server
+    # lost it, and another process made the namespace again.
+    forgotten = isinstance(error, NotFoundError)
+    if forgotten and error.reason != "STREAM_NOT_FOUND":
+        raise error
+    if link.stale == "zero":
         link.fallbacks.stale += 1
-        return None
-    if grad is None:
-        return None
-    return grad.masked_fill(~finite[..., None], float("nan"))
+    elif forgotten and link.on_error == "local":
+        link.count("backward")
+    else:
+        error.add_note(
+            "entries that the forward pass attended to are gone: call backward before commit and reset, "
+            'give the namespace more capacity, or make the session with stale="zero"'
+        )
+        raise error

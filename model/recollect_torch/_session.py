@@ -14,7 +14,7 @@ from recollect_torch._arguments import check_choice, check_moves, check_rows, ch
 from recollect_torch._fetch import fetch
 from recollect_torch._link import Link, OnError, Stale
 from recollect_torch._memory import Memory
-from recollect_torch._outage import Fallbacks
+from recollect_torch._outage import Fallbacks, Outage
 from recollect_torch._remote import Bank, attend
 from recollect_torch._staging import Staging, Write
 from recollect_torch._window import Segment, Window
@@ -56,14 +56,13 @@ def session(
     Raises:
         ValueError: A stream is named twice, or none is, or an option is unknown.
     """
-    return Session(
-        memory,
-        streams=streams,
-        on_error=on_error,
-        stale=stale,
-        timeout_s=timeout_s,
-        retry_interval_s=retry_interval_s,
-    )
+    check_choice("on_error", on_error, ("raise", "local"))
+    check_choice("stale", stale, ("raise", "zero"))
+    link = None
+    if memory is not None:
+        outage = Outage(retry_interval_s=retry_interval_s)
+        link = Link(memory, on_error=on_error, stale=stale, timeout_s=timeout_s, outage=outage)
+    return Session(link, streams=streams)
 
 
 def current_session() -> Session | None:
@@ -72,7 +71,7 @@ def current_session() -> Session | None:
 
 
 class Session:
-    """One stream per batch row, for the layers that run inside the `with` block.
+    """One stream per batch row, for the layers that run inside the `with` block; made by `session`.
 
     Forward stages; `commit` writes, one add per layer, and moves the XL caches. Until then nothing that a
     segment computed is seen by the next. Several forwards before a commit append, in order. What is still
@@ -86,30 +85,10 @@ class Session:
         fallbacks: How often the session went on without its memory.
     """
 
-    def __init__(
-        self,
-        memory: Memory | None,
-        *,
-        streams: Sequence[str],
-        on_error: OnError = "raise",
-        stale: Stale = "raise",
-        timeout_s: float | None = None,
-        retry_interval_s: float = 1.0,
-    ) -> None:
-        check_choice("on_error", on_error, ("raise", "local"))
-        check_choice("stale", stale, ("raise", "zero"))
+    def __init__(self, link: Link | None, *, streams: Sequence[str]) -> None:
+        self._link = link
         self._streams = check_streams(streams)
-        self.fallbacks = Fallbacks()
-        self._link: Link | None = None
-        if memory is not None:
-            self._link = Link(
-                memory,
-                on_error=on_error,
-                stale=stale,
-                timeout_s=timeout_s,
-                retry_interval_s=retry_interval_s,
-                fallbacks=self.fallbacks,
-            )
+        self.fallbacks = Fallbacks() if link is None else link.fallbacks
         self._staging = Staging()
         self._generation = 0
         self._valid_lengths: tuple[int, ...] | None = None
@@ -265,7 +244,7 @@ class Session:
     def attend(self, layer: int, queries: Tensor, *, top_k: int, by_fetch: bool) -> tuple[Tensor, Tensor]:
         """Attention over the rows' streams; see `recollect_torch._remote.attend`."""
         assert self._link is not None
-        bank = Bank(self._link, layer, self._streams, top_k, self._link.losses)
+        bank = Bank(self._link, layer, self._streams, top_k)
         return fetch(queries, bank) if by_fetch else attend(queries, bank)
 
     def stage(self, layer: int, keys: Tensor, values: Tensor, *, xl_length: int, to_memory: bool) -> None:
@@ -296,9 +275,9 @@ class Session:
             return
         segment, link = write.segment.of_rows(rows), self._link
         ragged = len(set(segment.lengths)) > 1
-        link.ask(
-            "commit",
-            lambda m: m.add(
+
+        def add(memory: Memory) -> bool:
+            memory.add(
                 write.layer,
                 segment.keys,
                 segment.values,
@@ -306,6 +285,7 @@ class Session:
                 lengths=segment.lengths if ragged else None,
                 request_id=write.request_id,
                 timeout_s=link.timeout_s,
-            ),
-            of=segment.keys,
-        )
+            )
+            return True
+
+        link.ask("commit", add, of=segment.keys)

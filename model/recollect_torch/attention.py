@@ -45,8 +45,8 @@ class MemorizingAttention(nn.Module):
             (Dai et al. 2019). They enter the memory when they leave that window.
         retrieval: "attend": the memory attends, one call each for forward and backward; "fetch": keys and
             values are brought here, which is the same mathematics at many times the traffic.
-        scale_init: Start of the learned scales. The paper says 1; with normalised keys that is a nearly
-            flat softmax, from which small models do not get away.
+        scale_init: Start of the learned scales. Scores lie between minus and plus the scale, so the paper's 1
+            starts from a nearly flat softmax.
         gate_init: Start of the gates' logits.
 
     Raises:
@@ -75,14 +75,10 @@ class MemorizingAttention(nn.Module):
         check_choice("position", position, ("none", "rope", "relative"))
         check_choice("retrieval", retrieval, ("attend", "fetch"))
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        self.layer, self.retrieval = layer, retrieval
+        self.num_retrieved, self.xl_length = num_retrieved, xl_length
+        self._check_sizes(dim, head_dim)
         self.head_dim = dim // heads if head_dim is None else head_dim
-        self.layer, self.num_retrieved, self.xl_length, self.retrieval = (
-            layer,
-            num_retrieved,
-            xl_length,
-            retrieval,
-        )
-        self._check_sizes(dim, dim_split=head_dim is None)
         self._attachment = Attachment(memory)
         if memory is not None:
             self._check_memory(memory)
@@ -128,8 +124,12 @@ class MemorizingAttention(nn.Module):
             f"num_retrieved={self.num_retrieved}, xl_length={self.xl_length}, retrieval={self.retrieval!r}"
         )
 
-    def _check_sizes(self, dim: int, *, dim_split: bool) -> None:
-        if dim_split and dim % self.heads:
+    def _check_sizes(self, dim: int, head_dim: int | None) -> None:
+        if self.heads < 1 or self.kv_heads < 1:
+            raise ValueError(
+                f"heads and kv_heads must be at least 1; got heads={self.heads}, kv_heads={self.kv_heads}"
+            )
+        if head_dim is None and dim % self.heads:
             raise ValueError(
                 f"heads must divide dim={dim} where head_dim is not given; got heads={self.heads}"
             )

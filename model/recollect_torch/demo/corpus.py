@@ -31,7 +31,7 @@ DOCUMENT_BYTES_MIN = 4096
 """Shorter files are dropped: a memory has nothing to hold on to there."""
 
 HELD_OUT_EVERY = 10
-"""Of a folder without a validation part, each tenth document (the second, twelfth, ... by size) is held out."""
+"""Of a folder without a validation part each tenth document is held out, from the second by size on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,9 @@ def _is_library(path: Path) -> bool:
 def _package(path: Path) -> Document:
     if path.is_file():
         return _document(path.name, path.read_bytes())
-    files = [p for p in sorted(path.rglob("*.py")) if not set(p.relative_to(path).parts).intersection(NOT_LIBRARY)]
+    files = [
+        p for p in sorted(path.rglob("*.py")) if not set(p.relative_to(path).parts).intersection(NOT_LIBRARY)
+    ]
     # The file's name stands where a reader of the package would see it.
     parts = [f"# {p.relative_to(path.parent)}\n".encode() + p.read_bytes() for p in files]
     return _document(path.name, b"\n\n".join(parts))

@@ -28,10 +28,8 @@ from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock
 
-HIT_BYTES = 8
-"""A float32 score and an int32 offset of an id, as they travel."""
-
-LSE_BYTES = 4
+SCORE_BYTES, OFFSET_BYTES, LSE_BYTES = 4, 4, 4
+"""Of a float32 score, of an id as an int32 offset, and of a float32 log-sum-exp, as they travel."""
 
 
 class Memory:
@@ -105,8 +103,8 @@ class Memory:
         memory = self._memory(caller, command.namespace, command.layer)
         spec = memory.spec
         pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
-        hit_bytes = HIT_BYTES + pair_dims * spec.dtype.itemsize_bytes
-        banks = self._read(memory, command, hit_bytes=hit_bytes)
+        hit_bytes = SCORE_BYTES + OFFSET_BYTES + pair_dims * spec.dtype.itemsize_bytes
+        banks = self._read(memory, command, hit_bytes=hit_bytes, query_bytes=0)
         rows, heads, tokens, _ = command.queries.shape
         shape = (rows, heads, tokens, command.top_k)
         scores = np.full(shape, -np.inf, dtype=np.float32)
@@ -140,9 +138,15 @@ class Memory:
         """
         validation.check_scale(command.scale)
         memory = self._memory(caller, command.namespace, command.layer)
-        banks = self._read(memory, command, hit_bytes=HIT_BYTES)
+        spec = memory.spec
+        banks = self._read(
+            memory,
+            command,
+            hit_bytes=OFFSET_BYTES * command.with_ids,
+            query_bytes=spec.value_dim * spec.dtype.itemsize_bytes + LSE_BYTES,
+        )
         rows, heads, tokens, _ = command.queries.shape
-        output = np.zeros((rows, heads, tokens, memory.spec.value_dim), dtype=np.float32)
+        output = np.zeros((rows, heads, tokens, spec.value_dim), dtype=np.float32)
         lse = np.full((rows, heads, tokens), -np.inf, dtype=np.float32)
         ids = np.full((rows, heads, tokens, command.top_k), -1, dtype=np.int64) if command.with_ids else None
         for row, bank in enumerate(banks):
@@ -236,7 +240,7 @@ class Memory:
         return memory
 
     def _read(
-        self, memory: NamespaceMemory, command: Search | Attend, *, hit_bytes: int
+        self, memory: NamespaceMemory, command: Search | Attend, *, hit_bytes: int, query_bytes: int
     ) -> list[Bank | None]:
         """Validates a read and finds the bank of each row; None where it is empty."""
         validation.check_streams(command.streams, self._limits, distinct=False)
@@ -250,12 +254,11 @@ class Memory:
             spec=memory.spec,
             limits=self._limits,
         )
-        shape, spec = command.queries.shape, memory.spec
-        queries = math.prod(shape[:3])
+        queries = math.prod(command.queries.shape[:3])
         validation.check_answer_bytes(
             queries * command.top_k,
             hit_bytes=hit_bytes,
-            other_bytes=queries * (spec.value_dim * spec.dtype.itemsize_bytes + LSE_BYTES),
+            other_bytes=queries * query_bytes,
             limits=self._limits,
         )
         banks = [memory.bank(s, command.layer, missing_ok=command.missing_ok) for s in command.streams]

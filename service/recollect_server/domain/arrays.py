@@ -48,6 +48,15 @@ class DenseArray:
         """Whether no element is NaN or infinite."""
         return not self.nonfinite().any()
 
+    def largest(self) -> float:
+        """The largest absolute value; of finite elements, at least one."""
+        # Without its sign bit, a float orders as the integer that its bits are.
+        if self.dtype is Dtype.FLOAT32:
+            bits = (self.raw.view(np.uint32) & np.uint32(0x7FFF_FFFF)).max()
+            return float(bits.view(np.float32))
+        bits16 = (self.raw.view(np.uint16) & np.uint16(0x7FFF)).max(keepdims=True)
+        return float(to_float32(bits16.view(RAW_TYPES[self.dtype]), self.dtype).item())
+
     def nonfinite(self) -> NDArray[np.bool_]:
         """True where an element is NaN or infinite."""
         exponent = EXPONENT_BITS[self.dtype]

@@ -11,7 +11,14 @@ from recollect_server.domain.arrays import DenseArray, Float32, Int64
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.eviction import BeforeSequence, ByIds, Everything, OlderThan, Oldest, Selector
 from recollect_server.domain.limits import Limits
-from recollect_server.domain.spec import NamespaceSpec, validate_name
+from recollect_server.domain.spec import Dtype, NamespaceSpec, validate_name
+
+SCORED_MAX = 2.0**50
+"""Largest element of a key or query (about 1e15), so that no inner product overflows float32: FAISS takes an
+entry whose score is infinite for one that is not there."""
+
+SCALE_MIN, SCALE_MAX = 1e-30, 1e5
+"""So that no scaled score is zero or infinite in float32."""
 
 
 def check_streams(streams: Sequence[str], limits: Limits, *, distinct: bool) -> None:
@@ -36,9 +43,9 @@ def check_top_k(top_k: int, limits: Limits) -> None:
 
 
 def check_scale(scale: float) -> None:
-    """Raises InvalidArgumentError unless scale is positive and finite: top_k goes by q.k."""
-    if not (math.isfinite(scale) and scale > 0):
-        raise InvalidArgumentError("scale", f"is {scale}; it must be positive and finite")
+    """Raises InvalidArgumentError unless scale is positive and finite in float32: top_k goes by q.k."""
+    if not SCALE_MIN <= scale <= SCALE_MAX:
+        raise InvalidArgumentError("scale", f"is {scale}; it must be from {SCALE_MIN} to {SCALE_MAX}")
 
 
 def check_entries(
@@ -60,8 +67,8 @@ def check_entries(
     """
     tokens = _tokens(keys, "keys")
     _check_shape("keys", keys, (rows, spec.heads, tokens, spec.key_dim), "[B, Hkv, T, Dk]")
-    _check_shape("values", values, (rows, spec.heads, tokens, spec.value_dim), "[B, Hkv, T, Dv]")
     _check_tokens("keys", tokens, limits)
+    _check_shape("values", values, (rows, spec.heads, tokens, spec.value_dim), "[B, Hkv, T, Dv]")
     for argument, array in (("keys", keys), ("values", values)):
         _check_dtype(argument, array, spec)
     checked = _checked_lengths(lengths, rows, tokens)
@@ -69,6 +76,7 @@ def check_entries(
         for argument, array in (("keys", keys), ("values", values)):
             part = DenseArray(array.raw[row, :, :length], array.dtype)
             _check_finite(f"{argument}[{row}]", part)
+        _check_scored(f"keys[{row}]", DenseArray(keys.raw[row, :, :length], keys.dtype))
     return checked
 
 
@@ -96,6 +104,8 @@ def check_queries(
     _check_tokens(argument, tokens, limits)
     _check_dtype(argument, queries, spec)
     _check_finite(argument, queries)
+    if argument == "queries":
+        _check_scored(argument, queries)
 
 
 def check_grad_lse(grad_lse: Float32, shape: tuple[int, ...]) -> None:
@@ -210,6 +220,16 @@ def _check_finite(argument: str, array: DenseArray) -> None:
         f"has {len(where)} NaN or infinite elements in {array.dtype.value}, the first at "
         f"{where[0].tolist()}; nothing was stored",
     )
+
+
+def _check_scored(argument: str, array: DenseArray) -> None:
+    if array.dtype is Dtype.FLOAT16 or not array.raw.size:
+        return
+    largest = array.largest()
+    if largest > SCORED_MAX:
+        raise InvalidArgumentError(
+            argument, f"has an element of size {largest:g}; at most {SCORED_MAX:g}, or scores would overflow"
+        )
 
 
 def _checked_lengths(lengths: Sequence[int] | None, rows: int, tokens: int) -> list[int]:

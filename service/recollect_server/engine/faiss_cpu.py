@@ -54,7 +54,11 @@ def _knn(queries: Float32, keys: Float32, top_k: int, *, first_slot: int) -> tup
     _settings.distance_compute_blas_database_bs = DATABASE_BLOCK
     # k beyond the rows would come back padded: ask for what there is.
     scores, rows = _faiss.knn(queries, keys, min(top_k, len(keys)), metric=_faiss.METRIC_INNER_PRODUCT)
-    return scores, rows + first_slot
+    # FAISS takes a row whose score underflows its range for one that is not there: keep that mark.
+    missing = rows < 0
+    if missing.any():
+        scores[missing] = -np.inf
+    return scores, np.where(missing, np.int64(-1), rows + first_slot)
 
 
 def _merge(found: list[tuple[Float32, Int64]], top_k: int) -> tuple[Float32, Int64]:

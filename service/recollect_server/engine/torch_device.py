@@ -120,7 +120,7 @@ class TorchStore:
         if not (slots >= 0).any():
             return np.zeros(gradient.shape, dtype=np.float32)
         chosen = torch.from_numpy(slots).to(self._device)
-        glse = None if grad_lse is None else torch.from_numpy(grad_lse).to(self._device)
+        glse = None if grad_lse is None else torch.from_numpy(grad_lse.copy()).to(self._device)
         group = slots.shape[0] // self._spec.heads
         for head, part in self._parts(chosen):
             gradient[head, part] = attention_torch.attend_backward(

@@ -12,7 +12,7 @@ from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.ports import NamespaceRecord
 from recollect_server.domain.spec import NamespaceSpec
-from recollect_server.rpc.tensors import DTYPES, WIRE_DTYPES
+from recollect_server.rpc.tensors import DTYPES, WIRE_DTYPES, dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,9 @@ def spec_of(spec: pb.NamespaceSpec) -> NamespaceSpec:
     """
     dtype = DTYPES.get(spec.dtype)
     if dtype is None:
-        raise InvalidArgumentError("spec.dtype", "must be float32, float16 or bfloat16")
+        raise InvalidArgumentError(
+            "spec.dtype", f"is {dtype_name(spec.dtype)}; expected float32, float16 or bfloat16"
+        )
     return NamespaceSpec(
         layers=tuple(sorted(spec.layers)),
         heads=spec.heads,

@@ -19,6 +19,9 @@ DTYPES = {
 RANK_MAX, SIZE_MAX = 8, 2**31 - 1
 """Of any tensor, so that NumPy is never asked for a shape that it refuses."""
 
+FIRST_ID_MAX = 2**63 - 1 - SIZE_MAX
+"""So that an offset of 31 bits cannot carry an id beyond int64."""
+
 WIRE_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
 
 
@@ -31,7 +34,7 @@ def dense(argument: str, tensor: pb.Tensor) -> DenseArray:
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgumentError(
-            argument, f"has dtype {_name(tensor.dtype)}; expected float32, float16 or bfloat16"
+            argument, f"has dtype {dtype_name(tensor.dtype)}; expected float32, float16 or bfloat16"
         )
     itemsize = dtype.itemsize_bytes
     _check_size(argument, tensor, itemsize)
@@ -59,7 +62,7 @@ def entry_ids(ids: pb.EntryIds) -> Int64:
     """
     offsets = ids.offsets
     if offsets.dtype != pb.DTYPE_INT32:
-        raise InvalidArgumentError("ids", f"has offsets of dtype {_name(offsets.dtype)}; expected int32")
+        raise InvalidArgumentError("ids", f"has offsets of dtype {dtype_name(offsets.dtype)}; expected int32")
     _check_size("ids", offsets, 4)
     packed = np.frombuffer(offsets.data, dtype="<i4").reshape(tuple(offsets.shape))
     if packed.ndim != 4 or len(ids.first_ids) != packed.shape[0]:
@@ -67,6 +70,10 @@ def entry_ids(ids: pb.EntryIds) -> Int64:
             "ids",
             f"has offsets of shape {list(packed.shape)} and {len(ids.first_ids)} first_ids; expected "
             "[B, Hq, T, K] and B",
+        )
+    if any(not 0 <= first <= FIRST_ID_MAX for first in ids.first_ids):
+        raise InvalidArgumentError(
+            "ids", f"has first_ids {list(ids.first_ids)[:8]}; they are from 0 to {FIRST_ID_MAX}"
         )
     first = np.array(ids.first_ids, dtype=np.int64)[:, None, None, None]
     return np.where(packed >= 0, packed + first, np.int64(-1))
@@ -115,6 +122,7 @@ def _check_size(argument: str, tensor: pb.Tensor, itemsize: int) -> None:
         )
 
 
-def _name(dtype: int) -> str:
+def dtype_name(dtype: int) -> str:
+    """What people call a number of the wire's DType; says so if there is no such one."""
     names = pb.DType.DESCRIPTOR.values_by_number
     return names[dtype].name.removeprefix("DTYPE_").lower() if dtype in names else f"number {dtype}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class DenseMemory:
     requests: set[str | None] = field(default_factory=set[str | None])
     calls: int = 0
 
-    def ensure(self) -> None:
+    def ensure(self, *, timeout_s: float | None = None) -> None:
         """It is never lost."""
 
     def stored(self, stream: str, layer: int) -> int:
@@ -108,7 +109,7 @@ class DenseMemory:
         *,
         top_k: int,
         streams: Sequence[str],
-        include: Sequence[str] = (),
+        include: Sequence[Literal["keys", "values"]] = (),
         missing_ok: bool = False,
         timeout_s: float | None = None,
     ) -> Pairs:

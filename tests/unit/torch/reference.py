@@ -69,4 +69,4 @@ def dense(
 def relative_error(came: Tensor, wanted: Tensor) -> float:
     """Norm of the difference over the norm of what was wanted."""
     came, wanted = came.detach(), wanted.detach()
-    return ((came - wanted).norm() / wanted.norm()).item()
+    return float((came - wanted).norm() / wanted.norm())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -116,7 +117,8 @@ def test_an_empty_memory_changes_nothing(
     alone = layer(x)
     with session(make_memory(), streams=STREAMS) as s:
         out = layer(x)
-        out.square().sum().backward()
+        with torch.autograd.set_detect_anomaly(True):
+            out.square().sum().backward()
         s.rollback()
     assert torch.equal(out, alone)
     gradients = [x.grad, *(p.grad for p in layer.parameters())]
@@ -136,7 +138,8 @@ def test_a_row_without_entries_is_local_beside_rows_with_some(
         layer(past)
         s.commit()
         out = layer(x)
-        out.square().sum().backward()
+        with torch.autograd.set_detect_anomaly(True):
+            out.square().sum().backward()
         s.rollback()
     assert torch.equal(out[1], layer(x)[1])
     for row, length in ((0, 11), (2, 4)):
@@ -169,7 +172,6 @@ def test_joint_softmax_takes_a_gradient_of_the_lse_alone(dense_memory: DenseMemo
 def test_an_infinite_gradient_comes_back_as_nan(make_memory: MakeMemory) -> None:
     """An overflow under loss scaling becomes an error of the memory instead of a skipped step."""
     layer = make_layer()
-    x = tokens().requires_grad_()
     with session(make_memory(), streams=STREAMS) as s:
         layer(tokens(7))
         s.commit()
@@ -177,7 +179,6 @@ def test_an_infinite_gradient_comes_back_as_nan(make_memory: MakeMemory) -> None
         weights = torch.ones(ROWS, HEADS, TOKENS, HEAD_DIM, dtype=torch.float64)
         weights[0, 0, 0, 0] = float("inf")
         (s.attend(1, q, top_k=8, by_fetch=False)[0] * weights).sum().backward()
-    del x
     assert q.grad is not None
     assert q.grad[0, 0, 0].isnan().all()
     assert int(q.grad.isnan().sum()) == HEAD_DIM
@@ -237,22 +238,40 @@ def test_a_layer_made_for_a_memory_insists_on_a_session(dense_memory: DenseMemor
         layer(torch.randn(1, 3, 16))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    dim: int = 16
+    heads: int = 2
+    layer: int = 1
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    num_retrieved: int = 32
+
+
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("sizes", "message"),
     [
-        ({"dim": 15}, "heads must divide"),
-        ({"heads": 4}, "heads=4"),
-        ({"head_dim": 4}, "key_dim=4"),
-        ({"layer": 9}, "layer 9"),
-        ({"kv_heads": 3}, "kv_heads=3"),
-        ({"num_retrieved": 0}, "num_retrieved=0"),
+        (Sizes(dim=15), "heads must divide"),
+        (Sizes(heads=4), "heads=4"),
+        (Sizes(head_dim=4), "key_dim=4"),
+        (Sizes(layer=9), "layer 9"),
+        (Sizes(kv_heads=3), "kv_heads=3"),
+        (Sizes(kv_heads=0), "kv_heads=0"),
+        (Sizes(num_retrieved=0), "num_retrieved=0"),
     ],
 )
-def test_what_does_not_fit_is_refused(dense_memory: DenseMemory, wrong: dict[str, int], message: str) -> None:
+def test_what_does_not_fit_is_refused(dense_memory: DenseMemory, sizes: Sizes, message: str) -> None:
     """A layer that cannot work with its memory fails later, in the server, with less to go by."""
-    sizes: dict[str, int] = {"dim": 16, "heads": 2, "layer": 1} | wrong
     with pytest.raises(ValueError, match=message):
-        MemorizingAttention(memory=dense_memory, **sizes)
+        MemorizingAttention(
+            sizes.dim,
+            sizes.heads,
+            memory=dense_memory,
+            layer=sizes.layer,
+            kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            num_retrieved=sizes.num_retrieved,
+        )
 
 
 def test_a_session_of_another_batch_size_is_refused(dense_memory: DenseMemory) -> None:

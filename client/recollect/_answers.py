@@ -1,0 +1,101 @@
+"""The answers to the parts of a read, as one result in the likeness of the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic
+
+import numpy as np
+
+from recollect._bits import WIRE_DTYPES
+from recollect._checks import Include
+from recollect._results import A, AttendResult, Dtype, NamespaceSpec, SearchResult
+from recollect._splitting import Assembly, Part, RowSequences
+from recollect._tensor import UserArray, read_floats, read_ids
+from recollect.v1 import memory_pb2 as pb
+
+
+class SearchAnswer(Generic[A]):
+    """Scores, ids, and what was included."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        queries: UserArray[A],
+        spec: NamespaceSpec,
+        *,
+        top_k: int,
+        include: frozenset[Include],
+    ) -> None:
+        self._queries = queries
+        self._dtype: Dtype = spec.dtype
+        shape = (*queries.shape[:3], top_k)
+        self._scores = Assembly(parts, shape, WIRE_DTYPES["float32"])
+        self._ids = Assembly(parts, shape, np.dtype(np.int64))
+        stored = WIRE_DTYPES[spec.dtype]
+        self._keys = Assembly(parts, (*shape, spec.key_dim), stored) if "keys" in include else None
+        self._values = Assembly(parts, (*shape, spec.value_dim), stored) if "values" in include else None
+        self._sequences = RowSequences(parts, shape[0])
+
+    def accept(self, index: int, reply: pb.SearchResponse) -> None:
+        """Takes the answer to part `index`."""
+        scores, ids = self._scores, self._ids
+        scores.put(index, read_floats("scores", reply.scores, "float32", scores.shape_of(index)))
+        ids.put(index, read_ids(reply.ids, ids.shape_of(index)))
+        for what, whole, message in (
+            ("keys", self._keys, reply.keys),
+            ("values", self._values, reply.values),
+        ):
+            if whole is not None:
+                whole.put(index, read_floats(what, message, self._dtype, whole.shape_of(index)))
+        self._sequences.put(index, reply.next_sequences)
+
+    def finish(self) -> SearchResult[A]:
+        """The result of the whole call."""
+        give, dtype = self._queries, self._dtype
+        return SearchResult(
+            scores=give.give_exact(self._scores.whole),
+            ids=give.give_exact(self._ids.whole),
+            keys=None if self._keys is None else give.give_floats(self._keys.whole, dtype),
+            values=None if self._values is None else give.give_floats(self._values.whole, dtype),
+            next_sequences=self._sequences.latest,
+        )
+
+
+class AttendAnswer(Generic[A]):
+    """Output, LSE, and ids if asked for."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        queries: UserArray[A],
+        spec: NamespaceSpec,
+        *,
+        top_k: int,
+        with_ids: bool,
+    ) -> None:
+        self._queries = queries
+        self._dtype: Dtype = spec.dtype
+        shape = queries.shape[:3]
+        self._output = Assembly(parts, (*shape, spec.value_dim), WIRE_DTYPES[spec.dtype])
+        self._lse = Assembly(parts, shape, WIRE_DTYPES["float32"])
+        self._ids = Assembly(parts, (*shape, top_k), np.dtype(np.int64)) if with_ids else None
+        self._sequences = RowSequences(parts, shape[0])
+
+    def accept(self, index: int, reply: pb.AttendResponse) -> None:
+        """Takes the answer to part `index`."""
+        output, lse, ids = self._output, self._lse, self._ids
+        output.put(index, read_floats("output", reply.output, self._dtype, output.shape_of(index)))
+        lse.put(index, read_floats("lse", reply.lse, "float32", lse.shape_of(index)))
+        if ids is not None:
+            ids.put(index, read_ids(reply.ids, ids.shape_of(index)))
+        self._sequences.put(index, reply.next_sequences)
+
+    def finish(self) -> AttendResult[A]:
+        """The result of the whole call."""
+        return AttendResult(
+            output=self._queries.give_floats(self._output.whole, self._dtype),
+            lse=self._queries.give_exact(self._lse.whole),
+            ids=None if self._ids is None else self._queries.give_exact(self._ids.whole),
+            next_sequences=self._sequences.latest,
+        )

@@ -97,8 +97,12 @@ proto-check: $(PROTO_STAMP)
 bench: $(DEV_STAMP)  ## count bytes on the wire: attend against fetching keys and values
 	@$(PY) -m tests.benchmarks.wire_bytes $(ARGS)
 
+.PHONY: quality
+quality: $(DEV_STAMP)  ## the demo with three seeds, as a report in docs/benchmarks (a quarter of an hour)
+	@$(PY) -m tests.benchmarks.quality --name demo -- $(ARGS)
+
 .PHONY: checkpoint
-checkpoint: $(RUN_STAMP)  ## train again the checkpoint that the demo starts from (hours)
+checkpoint: $(RUN_STAMP)  ## train again the checkpoint that the demo starts from (an hour)
 	@$(PY) -m recollect_torch.demo.checkpoint $(ARGS)
 
 .PHONY: clean

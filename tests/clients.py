@@ -92,8 +92,10 @@ def raw_grpc(channel: grpc.Channel) -> Raw:
     def call(method: str, request: Message) -> Answer[Message]:
         path = path_of(method)
         reply_type = message_factory.GetMessageClass(METHODS[path].output_type)
-        send = channel.unary_unary(
-            path, request_serializer=lambda m: m.SerializeToString(), response_deserializer=reply_type.FromString
+        send: grpc.UnaryUnaryMultiCallable[Message, Message] = channel.unary_unary(
+            path,
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=reply_type.FromString,
         )
         return answer_of(lambda: send(request, timeout=60))
 

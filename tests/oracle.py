@@ -22,12 +22,12 @@ SUM_ERROR = 2.0**-20
 
 
 class Found(Protocol):
-    """What a search answers."""
+    """What a search answers. By its type, ids are of the queries' dtype; they are int64."""
 
     @property
     def scores(self) -> NDArray[np.float32]: ...
     @property
-    def ids(self) -> Ids: ...
+    def ids(self) -> NDArray[np.generic]: ...
     @property
     def keys(self) -> NDArray[np.float32] | None: ...
     @property
@@ -42,7 +42,7 @@ class Attended(Protocol):
     @property
     def lse(self) -> NDArray[np.float32]: ...
     @property
-    def ids(self) -> Ids | None: ...
+    def ids(self) -> NDArray[np.generic] | None: ...
 
 
 @dataclass
@@ -176,7 +176,7 @@ class OracleMemory:
         assert found.scores.dtype == np.float32
         assert found.ids.dtype == np.int64
         for row, stream in enumerate(streams):
-            scores, ids = found.scores[row].astype(np.float64), found.ids[row]
+            scores, ids = found.scores[row].astype(np.float64), found.ids[row].astype(np.int64)
             self.check_ids(layer, queries[row], ids, stream)
             assert (np.isneginf(scores) == (ids < 0)).all(), "padding is not marked by -inf and -1 alike"
             count = min(ids.shape[-1], len(self.bank(stream, layer).ids))
@@ -229,13 +229,18 @@ class OracleMemory:
         assert attended.lse.dtype == np.float32
         for row, stream in enumerate(streams):
             q = queries[row]
-            ids = self.nearest(layer, q, top_k, stream) if attended.ids is None else attended.ids[row]
+            ids = self.nearest(layer, q, top_k, stream)
+            if attended.ids is not None:
+                assert attended.ids.dtype == np.int64
+                ids = attended.ids[row].astype(np.int64)
             self.check_ids(layer, q, ids, stream)
             _, output, lse = self.attention(layer, q, ids, scale=scale, stream=stream)
             error = scale * self.score_error(layer, q, stream)
             largest = max((float(np.abs(v).max()) for v in self.bank(stream, layer).values), default=0.0)
             came = attended.lse[row].astype(np.float64)
-            assert (np.isneginf(came) == np.isneginf(lse)).all(), "LSE is -inf where, and only where, it is empty"
+            assert (np.isneginf(came) == np.isneginf(lse)).all(), (
+                "LSE is -inf where, and only where, it is empty"
+            )
             live = ~np.isneginf(lse)
             np.testing.assert_allclose(came[live], lse[live], rtol=SUM_ERROR, atol=error + SUM_ERROR)
             atol = largest * (2 * error + 2 * ROUNDING[self.dtype] + SUM_ERROR)
@@ -245,7 +250,7 @@ class OracleMemory:
         self,
         layer: int,
         queries: NDArray[np.floating],
-        ids: Ids,
+        ids: NDArray[np.generic],
         *,
         streams: Sequence[str],
         scale: float,
@@ -255,8 +260,9 @@ class OracleMemory:
         """The gradient [B, Hq, T, Dk] of attention over ids, from the softmax's Jacobian written out."""
         gradient = np.zeros(queries.shape)
         for row, stream in enumerate(streams):
-            p, _, _ = self.attention(layer, queries[row], ids[row], scale=scale, stream=stream)
-            keys, values = self.pairs(layer, ids[row], stream)
+            chosen = ids[row].astype(np.int64)
+            p, _, _ = self.attention(layer, queries[row], chosen, scale=scale, stream=stream)
+            keys, values = self.pairs(layer, chosen, stream)
             jacobian = np.einsum("htk,kl->htkl", p, np.eye(p.shape[-1])) - p[..., :, None] * p[..., None, :]
             dp = np.einsum("htd,htkd->htk", grad_output[row].astype(np.float64), values)
             ds = np.einsum("htk,htkl->htl", dp, jacobian)
@@ -269,7 +275,7 @@ class OracleMemory:
         self,
         layer: int,
         queries: NDArray[np.floating],
-        ids: Ids,
+        ids: NDArray[np.generic],
         came: NDArray[np.floating],
         *,
         streams: Sequence[str],

@@ -15,13 +15,19 @@ from typing import Self
 
 START_S = 60.0
 """Generous: FAISS and its libraries are loaded from a cold disk on a busy machine."""
+OPTIONS = ("--dev", "--device", "cpu", "--threads", "1")
 SCRIPT = Path(sys.executable).with_name("recollect")
 
 
 def run_to_end(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Runs `recollect` with these arguments, for commands that are to end by themselves."""
     return subprocess.run(
-        [str(SCRIPT), *arguments], capture_output=True, text=True, timeout=START_S, check=False, env=_environment({})
+        [str(SCRIPT), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+        env=_environment({}),
     )
 
 
@@ -43,8 +49,15 @@ class ServerProcess:
         self._log = Path(self._folder.name, "log")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [str(SCRIPT), "serve", "--dev", "--device", "cpu", "--threads", "1"]
-                + ["--listen", f"unix://{self.socket}", "--listen", f"127.0.0.1:{port}"],
+                [
+                    str(SCRIPT),
+                    "serve",
+                    *OPTIONS,
+                    "--listen",
+                    f"unix://{self.socket}",
+                    "--listen",
+                    f"127.0.0.1:{port}",
+                ],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

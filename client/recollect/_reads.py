@@ -134,7 +134,8 @@ def prepare_attend(
 
     def split(limits: Limits) -> Work[pb.AttendResponse, AttendResult[A]]:
         check_int("top_k", top_k, maximum=limits.top_k_max)
-        down = spec.value_dim * read.itemsize + _SCALAR_BYTES + with_ids * top_k * _SCALAR_BYTES
+        # The server counts the ids even where it need not send them: they bound its working memory.
+        down = spec.value_dim * read.itemsize + _SCALAR_BYTES + top_k * _SCALAR_BYTES
         weight = TokenBytes(up=heads * spec.key_dim * read.itemsize, down=heads * down)
         parts = read.split(weight, limits, "Lower top_k, or use fewer or smaller heads")
         answer = AttendAnswer(parts, read.array, spec, top_k=top_k, with_ids=with_ids)

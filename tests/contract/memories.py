@@ -96,7 +96,13 @@ class CheckedMemory:
         return out
 
     def check_backward(
-        self, q: Array, ids: NDArray[np.int64], streams: Sequence[str], *, layer: int = 0, scale: float = 0.7
+        self,
+        q: Array,
+        ids: NDArray[np.generic],
+        streams: Sequence[str],
+        *,
+        layer: int = 0,
+        scale: float = 0.7,
     ) -> None:
         """Asks for the gradient of the queries and compares it."""
         grad_output = self.draw(*q.shape[:3], self.ns.spec.value_dim)
@@ -108,7 +114,9 @@ class CheckedMemory:
             layer, q, ids, came, streams=streams, scale=scale, grad_output=grad_output, grad_lse=grad_lse
         )
 
-    def check(self, streams: Sequence[str], *, layer: int = 0, top_k: int = 4, missing_ok: bool = False) -> None:
+    def check(
+        self, streams: Sequence[str], *, layer: int = 0, top_k: int = 4, missing_ok: bool = False
+    ) -> None:
         """Everything that can be read."""
         self.check_search(streams, layer=layer, top_k=top_k, missing_ok=missing_ok)
         self.check_attend(streams, layer=layer, top_k=top_k, missing_ok=missing_ok)

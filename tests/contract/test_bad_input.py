@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,13 +16,12 @@ from tests.clients import Raw
 from tests.contract import messages
 from tests.contract.messages import floats, tensor
 
-M = TypeVar("M", bound=Message)
 _numbers = itertools.count()
 NAN, INF = float("nan"), float("inf")
 
 
 @dataclass(frozen=True)
-class Spoilt(Generic[M]):
+class Spoilt:
     """A way to spoil a valid message, and what the answer has to say.
 
     Attributes:
@@ -32,7 +31,7 @@ class Spoilt(Generic[M]):
         code: The status.
     """
 
-    spoil: Callable[[M], object]
+    spoil: Callable[[Any], object]  # any message: its fields are named by the case
     argument: str
     says: tuple[str, ...]
     code: str = "INVALID_ARGUMENT"
@@ -79,12 +78,12 @@ def target(raw: Raw) -> Target:
     return Target(raw)
 
 
-def check_refused(target: Target, method: str, spoilt: Spoilt[M]) -> None:
+def check_refused(target: Target, method: str, spoilt: Spoilt) -> None:
     """The spoilt message is refused as it must be, and the valid one still succeeds afterwards."""
     before = target.seen()
     assert len(before) == 2
     request = target.message(method)
-    spoilt.spoil(cast("M", request))
+    spoilt.spoil(request)
     answer = target.raw(method, request)
     assert answer.code == spoilt.code, answer
     assert answer.detail.reason == spoilt.code or spoilt.code != "INVALID_ARGUMENT"
@@ -95,10 +94,10 @@ def check_refused(target: Target, method: str, spoilt: Spoilt[M]) -> None:
     assert target.raw(method, target.message(method)).code == "OK"
 
 
-def tensor_cases(argument: str, shape: tuple[int, ...]) -> dict[str, Spoilt[Message]]:
+def tensor_cases(argument: str, shape: tuple[int, ...]) -> dict[str, Spoilt]:
     """What may be wrong with a float32 tensor of this shape."""
 
-    def put(made: pb.Tensor) -> Callable[[Message], object]:
+    def put(made: pb.Tensor) -> Callable[[Any], object]:
         return lambda m: getattr(m, argument).CopyFrom(made)
 
     def shaped(*new: int) -> pb.Tensor:
@@ -128,7 +127,9 @@ def tensor_cases(argument: str, shape: tuple[int, ...]) -> dict[str, Spoilt[Mess
         "a negative size": Spoilt(put(shaped(-1, *shape[1:])), argument, ("-1",)),
         "two negative sizes": Spoilt(put(shaped(-shape[0], -shape[1], *shape[2:])), argument, ("-",)),
         "a huge size": Spoilt(put(shaped(2**62, *shape[1:])), argument, (str(2**62),)),
-        "sizes whose product overflows": Spoilt(put(shaped(2**31 - 1, 2**31 - 1, 2**31 - 1, 4)), argument, ()),
+        "sizes whose product overflows": Spoilt(
+            put(shaped(2**31 - 1, 2**31 - 1, 2**31 - 1, 4)), argument, ()
+        ),
         "too few bytes": Spoilt(put(short), argument, (str(4 * size - 1), str(4 * size), *says_shape)),
         "too many bytes": Spoilt(put(long), argument, (str(4 * size + 1), str(4 * size))),
         "another float dtype": Spoilt(put(halves), argument, ("float16", "float32")),
@@ -141,13 +142,13 @@ def tensor_cases(argument: str, shape: tuple[int, ...]) -> dict[str, Spoilt[Mess
     }
 
 
-def stream_cases() -> dict[str, Spoilt[Message]]:
+def stream_cases() -> dict[str, Spoilt]:
     """What may be wrong with streams, layer and namespace, in any call that names them."""
 
-    def named(*names: str) -> Callable[[Message], object]:
-        return lambda m: (m.ClearField("streams"), getattr(m, "streams").extend(names))
+    def named(*names: str) -> Callable[[Any], object]:
+        return lambda m: (m.ClearField("streams"), m.streams.extend(names))
 
-    def change(field: str, value: object) -> Callable[[Message], object]:
+    def change(field: str, value: object) -> Callable[[Any], object]:
         return lambda m: setattr(m, field, value)
 
     return {
@@ -156,15 +157,17 @@ def stream_cases() -> dict[str, Spoilt[Message]]:
         "a stream name too long": Spoilt(named("a", "x" * 1000), "streams", ("1000", "128")),
         "a stream name with a line break": Spoilt(named("a", "b\nc"), "streams", ("'b\\nc'",)),
         "too many streams": Spoilt(named(*(f"s{i}" for i in range(2000))), "streams", ("2000", "1024")),
-        "an unknown namespace": Spoilt(change("namespace", "nowhere"), "namespace", ("'nowhere'",), "NOT_FOUND"),
+        "an unknown namespace": Spoilt(
+            change("namespace", "nowhere"), "namespace", ("'nowhere'",), "NOT_FOUND"
+        ),
         "no namespace": Spoilt(change("namespace", ""), "namespace", ("''",), "NOT_FOUND"),
     }
 
 
-def layer_cases() -> dict[str, Spoilt[Message]]:
+def layer_cases() -> dict[str, Spoilt]:
     """Layers that the namespace does not have."""
 
-    def layer(number: int) -> Callable[[Message], object]:
+    def layer(number: int) -> Callable[[Any], object]:
         return lambda m: setattr(m, "layer", number)
 
     return {
@@ -173,10 +176,10 @@ def layer_cases() -> dict[str, Spoilt[Message]]:
     }
 
 
-def top_k_cases() -> dict[str, Spoilt[Message]]:
+def top_k_cases() -> dict[str, Spoilt]:
     """Numbers of neighbours that must not reach FAISS."""
 
-    def top_k(number: int) -> Callable[[Message], object]:
+    def top_k(number: int) -> Callable[[Any], object]:
         return lambda m: setattr(m, "top_k", number)
 
     return {
@@ -185,15 +188,15 @@ def top_k_cases() -> dict[str, Spoilt[Message]]:
     }
 
 
-def read_cases() -> dict[str, Spoilt[Message]]:
+def read_cases() -> dict[str, Spoilt]:
     """What may be wrong with any read."""
     queries = (messages.ROWS, messages.QUERY_HEADS, messages.TOKENS, messages.KEY_DIM)
 
-    def put(made: pb.Tensor) -> Callable[[Message], object]:
-        return lambda m: getattr(m, "queries").CopyFrom(made)
+    def put(made: pb.Tensor) -> Callable[[Any], object]:
+        return lambda m: m.queries.CopyFrom(made)
 
-    def unknown(m: Message) -> None:
-        getattr(m, "streams")[1] = "nobody"
+    def unknown(m: Any) -> None:
+        m.streams[1] = "nobody"
 
     return {
         **tensor_cases("queries", queries),
@@ -201,31 +204,33 @@ def read_cases() -> dict[str, Spoilt[Message]]:
         **layer_cases(),
         "heads that are no multiple": Spoilt(put(floats(2, 3, 3, 4)), "queries", ("3 heads", "2")),
         "no heads": Spoilt(put(floats(2, 0, 3, 4)), "queries", ("0 heads",)),
-        "fewer streams than rows": Spoilt(lambda m: getattr(m, "streams").pop(), "queries", ("expected [1,",)),
+        "fewer streams than rows": Spoilt(lambda m: m.streams.pop(), "queries", ("expected [1,",)),
         "an unknown stream": Spoilt(unknown, "streams", ("'nobody'",), "NOT_FOUND"),
-        "a query so large that scores overflow": Spoilt(put(floats(2, 4, 3, 4, fill=1e30)), "queries", ("1e+30",)),
+        "a query so large that scores overflow": Spoilt(
+            put(floats(2, 4, 3, 4, fill=1e30)), "queries", ("1e+30",)
+        ),
     }
 
 
-def scale_cases() -> dict[str, Spoilt[Message]]:
+def scale_cases() -> dict[str, Spoilt]:
     """Scales that attention is not defined for, or not in float32."""
 
-    def scale(value: float) -> Callable[[Message], object]:
+    def scale(value: float) -> Callable[[Any], object]:
         return lambda m: setattr(m, "scale", value)
 
     return {f"scale {v}": Spoilt(scale(v), "scale", (str(v),)) for v in (0.0, -1.0, NAN, INF, 1e300, 1e-300)}
 
 
-def search_cases() -> dict[str, Spoilt[Message]]:
+def search_cases() -> dict[str, Spoilt]:
     """What may be wrong with a search."""
 
-    def sequences(m: Message) -> None:
-        getattr(m, "min_sequences").extend([1, 2, 3])
+    def sequences(m: Any) -> None:
+        m.min_sequences.extend([1, 2, 3])
 
     return {**read_cases(), **top_k_cases(), "min_sequences": Spoilt(sequences, "min_sequences", ("3", "2"))}
 
 
-def backward_cases() -> dict[str, Spoilt[Message]]:
+def backward_cases() -> dict[str, Spoilt]:
     """What may be wrong with a backward call."""
     rows, heads, tokens = messages.ROWS, messages.QUERY_HEADS, messages.TOKENS
     gradient = tensor_cases("grad_output", (rows, heads, tokens, messages.VALUE_DIM))
@@ -233,14 +238,14 @@ def backward_cases() -> dict[str, Spoilt[Message]]:
     for case in ("absent", "no tokens", "another rank"):  # absent is zero; of an LSE these say the shape
         lse.pop(case)
 
-    def offsets(array: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Callable[[Message], object]:
-        return lambda m: getattr(m, "ids").offsets.CopyFrom(tensor(array, pb.DTYPE_INT32))
+    def offsets(array: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Callable[[Any], object]:
+        return lambda m: m.ids.offsets.CopyFrom(tensor(array, pb.DTYPE_INT32))
 
-    def first_ids(*ids: int) -> Callable[[Message], object]:
-        return lambda m: (getattr(m, "ids").ClearField("first_ids"), getattr(m, "ids").first_ids.extend(ids))
+    def first_ids(*ids: int) -> Callable[[Any], object]:
+        return lambda m: (m.ids.ClearField("first_ids"), m.ids.first_ids.extend(ids))
 
     shape = (rows, heads, tokens, messages.TOP_K)
-    cases: dict[str, Spoilt[Message]] = {
+    cases: dict[str, Spoilt] = {
         "no ids": Spoilt(lambda m: m.ClearField("ids"), "ids", ("unspecified", "int32")),
         "ids of another rank": Spoilt(offsets(np.zeros((2, 4), np.int32)), "ids", ("[2, 4]",)),
         "ids of other queries": Spoilt(offsets(np.zeros((2, 4, 9, 5), np.int32)), "ids", ("9", "3")),
@@ -249,9 +254,13 @@ def backward_cases() -> dict[str, Spoilt[Message]]:
         "one first id too few": Spoilt(first_ids(1), "ids", ("1 first_ids",)),
         "a negative first id": Spoilt(first_ids(-5, 1), "ids", ("-5",)),
         "a first id beyond all": Spoilt(first_ids(2**63 - 1, 1), "ids", (str(2**63 - 1),)),
-        "ids never given out": Spoilt(first_ids(10**17, 10**17), "ids", (str(10**17),), "FAILED_PRECONDITION"),
+        "ids never given out": Spoilt(
+            first_ids(10**17, 10**17), "ids", (str(10**17),), "FAILED_PRECONDITION"
+        ),
         "ids of too few bytes": Spoilt(
-            lambda m: setattr(getattr(m, "ids").offsets, "data", b"123"), "ids", ("3 bytes", str(4 * int(np.prod(shape))))
+            lambda m: setattr(m.ids.offsets, "data", b"123"),
+            "ids",
+            ("3 bytes", str(4 * int(np.prod(shape)))),
         ),
     }
     reads = read_cases()
@@ -266,20 +275,20 @@ def backward_cases() -> dict[str, Spoilt[Message]]:
     }
 
 
-def add_cases() -> dict[str, Spoilt[Message]]:
+def add_cases() -> dict[str, Spoilt]:
     """What may be wrong with an add."""
     keys = tensor_cases("keys", (messages.ROWS, messages.HEADS, messages.TOKENS, messages.KEY_DIM))
     values = tensor_cases("values", (messages.ROWS, messages.HEADS, messages.TOKENS, messages.VALUE_DIM))
     values["no tokens"] = Spoilt(values["no tokens"].spoil, "values", ("expected",))
 
-    def twice(m: Message) -> None:
-        getattr(m, "streams")[1] = "a"
+    def twice(m: Any) -> None:
+        m.streams[1] = "a"
 
-    def lengths(*numbers: int) -> Callable[[Message], object]:
-        return lambda m: getattr(m, "lengths").extend(numbers)
+    def lengths(*numbers: int) -> Callable[[Any], object]:
+        return lambda m: m.lengths.extend(numbers)
 
-    def put(made: pb.Tensor) -> Callable[[Message], object]:
-        return lambda m: getattr(m, "keys").CopyFrom(made)
+    def put(made: pb.Tensor) -> Callable[[Any], object]:
+        return lambda m: m.keys.CopyFrom(made)
 
     return {
         **stream_cases(),
@@ -294,24 +303,26 @@ def add_cases() -> dict[str, Spoilt[Message]]:
         "a request id too long": Spoilt(
             lambda m: setattr(m, "request_id", "x" * 65), "request_id", ("65", "64")
         ),
-        "a key so large that scores overflow": Spoilt(put(floats(2, 2, 3, 4, fill=-1e30)), "keys", ("1e+30",)),
+        "a key so large that scores overflow": Spoilt(
+            put(floats(2, 2, 3, 4, fill=-1e30)), "keys", ("1e+30",)
+        ),
     }
 
 
-def evict_cases() -> dict[str, Spoilt[Message]]:
+def evict_cases() -> dict[str, Spoilt]:
     """What may be wrong with an evict."""
 
-    def change(field: str, value: object) -> Callable[[Message], object]:
+    def change(field: str, value: object) -> Callable[[Any], object]:
         return lambda m: setattr(m, field, value)
 
-    def no_selector(m: Message) -> None:
+    def no_selector(m: Any) -> None:
         m.ClearField("oldest")
 
-    def unknown(m: Message) -> None:
-        getattr(m, "streams")[1] = "nobody"
+    def unknown(m: Any) -> None:
+        m.streams[1] = "nobody"
 
-    def twice(m: Message) -> None:
-        getattr(m, "streams")[1] = "a"
+    def twice(m: Any) -> None:
+        m.streams[1] = "a"
 
     return {
         **stream_cases(),
@@ -320,27 +331,27 @@ def evict_cases() -> dict[str, Spoilt[Message]]:
         "a negative count": Spoilt(change("oldest", -1), "oldest", ("-1",)),
         "a negative age": Spoilt(change("older_than_s", -1.0), "older_than_s", ("-1",)),
         "an age that is no number": Spoilt(change("older_than_s", NAN), "older_than_s", ("nan",)),
-        "an unknown layer": Spoilt(lambda m: getattr(m, "layers").append(9), "layer", ("9", "[3]"), "NOT_FOUND"),
+        "an unknown layer": Spoilt(lambda m: m.layers.append(9), "layer", ("9", "[3]"), "NOT_FOUND"),
         "an unknown stream": Spoilt(unknown, "streams", ("'nobody'",), "NOT_FOUND"),
         "a stream twice": Spoilt(twice, "streams", ("'a' twice",)),
     }
 
 
-def create_cases() -> dict[str, Spoilt[Message]]:
+def create_cases() -> dict[str, Spoilt]:
     """What may be wrong with a new namespace."""
 
-    def changed(**changes: int) -> Callable[[Message], object]:
-        return lambda m: getattr(m, "spec").CopyFrom(messages.spec(**changes))
+    def changed(**changes: int) -> Callable[[Any], object]:
+        return lambda m: m.spec.CopyFrom(messages.spec(**changes))
 
-    def layers(*numbers: int) -> Callable[[Message], object]:
-        return lambda m: (getattr(m, "spec").ClearField("layers"), getattr(m, "spec").layers.extend(numbers))
+    def layers(*numbers: int) -> Callable[[Any], object]:
+        return lambda m: (m.spec.ClearField("layers"), m.spec.layers.extend(numbers))
 
-    def named(name: str) -> Callable[[Message], object]:
+    def named(name: str) -> Callable[[Any], object]:
         return lambda m: setattr(m, "name", name)
 
     bounds = {"heads": 256, "key_dim": 1024, "value_dim": 1024, "capacity": 16_777_216}
     sizes = {
-        f"{field} {value}": Spoilt[Message](changed(**{field: value}), f"spec.{field}", (str(value), str(most)))
+        f"{field} {value}": Spoilt(changed(**{field: value}), f"spec.{field}", (str(value), str(most)))
         for field, most in bounds.items()
         for value in (0, -1, most + 1, 2**31 - 1)
     }
@@ -360,36 +371,36 @@ def create_cases() -> dict[str, Spoilt[Message]]:
     }
 
 
-def _cases(cases: dict[str, Spoilt[Message]]) -> pytest.MarkDecorator:
+def _cases(cases: dict[str, Spoilt]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("spoilt", list(cases.values()), ids=list(cases))
 
 
 @_cases(add_cases())
-def test_bad_add(target: Target, spoilt: Spoilt[Message]) -> None:
+def test_bad_add(target: Target, spoilt: Spoilt) -> None:
     """A bad add was stored, in whole or in part, or its error does not say what to do."""
     check_refused(target, "Add", spoilt)
 
 
 @_cases(search_cases())
-def test_bad_search(target: Target, spoilt: Spoilt[Message]) -> None:
+def test_bad_search(target: Target, spoilt: Spoilt) -> None:
     """A bad search reached FAISS, or its error does not say what to do."""
     check_refused(target, "Search", spoilt)
 
 
 @_cases({**search_cases(), **scale_cases()})
-def test_bad_attend(target: Target, spoilt: Spoilt[Message]) -> None:
+def test_bad_attend(target: Target, spoilt: Spoilt) -> None:
     """A bad attend reached FAISS, or its error does not say what to do."""
     check_refused(target, "Attend", spoilt)
 
 
 @_cases(backward_cases())
-def test_bad_attend_backward(target: Target, spoilt: Spoilt[Message]) -> None:
+def test_bad_attend_backward(target: Target, spoilt: Spoilt) -> None:
     """A bad backward gave a gradient, or its error does not say what to do."""
     check_refused(target, "AttendBackward", spoilt)
 
 
 @_cases(evict_cases())
-def test_bad_evict(target: Target, spoilt: Spoilt[Message]) -> None:
+def test_bad_evict(target: Target, spoilt: Spoilt) -> None:
     """A bad evict removed something, or its error does not say what to do."""
     before = target.seen()
     request = target.message("Evict")
@@ -403,7 +414,7 @@ def test_bad_evict(target: Target, spoilt: Spoilt[Message]) -> None:
 
 
 @_cases(create_cases())
-def test_bad_namespace(raw: Raw, spoilt: Spoilt[Message]) -> None:
+def test_bad_namespace(raw: Raw, spoilt: Spoilt) -> None:
     """A namespace was made that nothing can be stored in."""
     request = messages.create(f"bad-{next(_numbers)}")
     spoilt.spoil(request)

@@ -89,7 +89,14 @@ def test_a_namespace_that_exists(client: recollect.Client, name: str) -> None:
 
     def create(*, heads: int = 2, exist_ok: bool = False) -> recollect.Namespace:
         return client.create_namespace(
-            name, layers=[0], heads=heads, key_dim=8, value_dim=4, capacity=10, dtype="float32", exist_ok=exist_ok
+            name,
+            layers=[0],
+            heads=heads,
+            key_dim=8,
+            value_dim=4,
+            capacity=10,
+            dtype="float32",
+            exist_ok=exist_ok,
         )
 
     ns = create()

@@ -10,7 +10,7 @@ from tests.contract.memories import DTYPES, Dtype, Memories
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_after_the_first_overflow_the_pairs_are_right(memories: Memories, dtype: Dtype) -> None:
-    """lucidrains' memory resets its index when full, and returns wrong pairs from then on."""
+    """Lucidrains' memory resets its index when full, and returns wrong pairs from then on."""
     memory = memories(capacity=16, dtype=dtype)
     memory.add(["a"], 16)
     memory.check(["a"])
@@ -20,7 +20,7 @@ def test_after_the_first_overflow_the_pairs_are_right(memories: Memories, dtype:
 
 
 def test_rows_only_ever_see_their_own_stream(memories: Memories) -> None:
-    """lucidrains' batch offsets drift: after rows of different fill, row b reads another row's entries."""
+    """Lucidrains' batch offsets drift: after rows of different fill, row b reads another row's entries."""
     memory = memories(capacity=12)
     streams = ["r0", "r1", "r2", "r3"]
     owner: dict[float, int] = {}
@@ -44,7 +44,7 @@ def test_rows_only_ever_see_their_own_stream(memories: Memories) -> None:
 
 
 def test_unwritten_slots_do_not_dilute_the_softmax(memories: Memories) -> None:
-    """meliad attends to unwritten slots as to keys of zero: with one entry, the output must be its value."""
+    """Meliad attends to unwritten slots as to keys of zero: with one entry, the output must be its value."""
     memory = memories(capacity=1000)
     memory.add(["a"], 1)
     q = memory.queries(1, 3)

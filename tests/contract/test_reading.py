@@ -146,7 +146,9 @@ def test_min_sequences(memories: Memories) -> None:
             read(0, q, top_k=2, streams=["a"], min_sequences=beyond)
         assert caught.value.reason == "SEQUENCE_NOT_REACHED"
     memory.add(["a"], 1)
-    assert memory.ns.attend(0, q, top_k=2, streams=["a"], min_sequences=beyond).next_sequences == tuple(beyond)
+    assert memory.ns.attend(0, q, top_k=2, streams=["a"], min_sequences=beyond).next_sequences == tuple(
+        beyond
+    )
 
 
 def test_include_brings_what_is_asked_for_and_no_more(memories: Memories) -> None:
@@ -203,9 +205,7 @@ def test_backward_without_grad_lse(memories: Memories) -> None:
     assert out.ids is not None
     go = memory.draw(*q.shape[:3], memory.ns.spec.value_dim)
     came = memory.ns.attend_backward(0, q, ids=out.ids, streams=["a", "b"], grad_output=go, scale=0.5)
-    memory.oracle.check_grad_queries(
-        0, q, out.ids, came, streams=["a", "b"], scale=0.5, grad_output=go
-    )
+    memory.oracle.check_grad_queries(0, q, out.ids, came, streams=["a", "b"], scale=0.5, grad_output=go)
 
 
 def test_backward_where_memory_was_empty(memories: Memories) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -74,10 +75,13 @@ def test_parts_fit_the_server(
     small: recollect.Client, rng: np.random.Generator, name: str, dtype: Dtype, top_k: int
 ) -> None:
     """The client counts bytes in another way than the server, which then refuses a part."""
-    memory = Memories(small, rng)(name=f"{name}-{dtype}-{top_k}", key_dim=16, value_dim=48, capacity=30, dtype=dtype)
+    memory = Memories(small, rng)(
+        name=f"{name}-{dtype}-{top_k}", key_dim=16, value_dim=48, capacity=30, dtype=dtype
+    )
     memory.add(STREAMS, 20)
     q = memory.queries(5, 11)
-    for include in ((), ("keys",), ("values",), ("keys", "values")):
+    includes: list[list[Literal["keys", "values"]]] = [[], ["keys"], ["values"], ["keys", "values"]]
+    for include in includes:
         found = memory.ns.search(0, q, top_k=top_k, streams=STREAMS, include=include)
         memory.oracle.check_search(0, q, found, streams=STREAMS)
     for with_ids in (True, False):
@@ -103,7 +107,9 @@ def test_small_and_large_limits_give_the_same(
         found = ns.search(0, q, top_k=8, streams=STREAMS)
         out = ns.attend(0, q, top_k=8, streams=STREAMS)
         base = np.array(added.first_ids)[:, None, None, None]
-        answers.append((added.evicted, found.scores, np.where(found.ids < 0, -1, found.ids - base), out.output))
+        answers.append(
+            (added.evicted, found.scores, np.where(found.ids < 0, -1, found.ids - base), out.output)
+        )
     assert answers[0][0] == answers[1][0] == 10
     for came, wanted in zip(answers[0][1:], answers[1][1:], strict=True):
         np.testing.assert_allclose(came, wanted, rtol=1e-5, atol=1e-6)

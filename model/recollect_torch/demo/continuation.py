@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -20,6 +21,10 @@ from recollect_torch.transformer import MemorizingTransformer
 
 ROWS = 8
 """Documents read side by side, each with a stream of its own."""
+
+READ_FIRST = 48
+"""Segments of every document that are read before training begins, so that it begins with memories that
+hold something, as they will when the model is used. The control passes over them."""
 
 WARM, DECAY = 0.05, 0.6
 """Shares of a run in which the learning rate goes up, and in which it goes down."""
@@ -100,6 +105,13 @@ def train(
     started = time.monotonic()
     streams = [f"row-{row}" for row in range(rows)]
     with session(memory, streams=streams) as s, tqdm(desc=title, unit="step", mininterval=1.0) as bar:
+        for _ in range(READ_FIRST):
+            batch = batches.next()
+            s.reset(rows=batch.started)
+            if memory is not None:
+                with torch.no_grad():
+                    model(batch.ids.to(device))
+                s.commit()
         while (factor := pace(len(curve.factors))) is not None:
             curve.factors.append(factor)
             batch = batches.next()

@@ -10,11 +10,15 @@ MATRIX_RATE = 4e-3
 """Learning rate of hidden matrices at factor 1, by Muon matched to AdamW's update size."""
 
 OTHER_RATE = 3e-3
-"""Learning rate of embeddings, norms, scales and gates at factor 1."""
+"""Learning rate of embeddings and norms at factor 1."""
+
+SCALE_RATE = 1.0
+"""Learning rate of attention scales and gates at factor 1. They are single numbers of size 10, and a larger
+memory needs sharper attention soon: at the rate of the others they would hardly move."""
 
 
 class Optimizers:
-    """The two optimizers of a model, stepped together.
+    """The optimizers of a model, stepped together.
 
     Args:
         model: What to train. Matrices inside `blocks` go to Muon.
@@ -22,12 +26,14 @@ class Optimizers:
 
     def __init__(self, model: nn.Module) -> None:
         hidden = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
-        chosen = {id(p) for p in hidden}
+        scales = [p for n, p in model.named_parameters() if n.endswith(("attention.scale", "combine.bias"))]
+        chosen = {id(p) for p in (*hidden, *scales)}
         other = [p for p in model.parameters() if id(p) not in chosen]
         muon = Muon(hidden, lr=MATRIX_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
         self._optimizers: list[tuple[Optimizer, float]] = [
             (muon, MATRIX_RATE),
             (AdamW(other, lr=OTHER_RATE, weight_decay=0.0), OTHER_RATE),
+            (AdamW(scales, lr=SCALE_RATE, weight_decay=0.0), SCALE_RATE),
         ]
 
     def step(self, factor: float) -> None:

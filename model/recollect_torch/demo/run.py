@@ -27,7 +27,7 @@ from recollect_torch.demo.evaluation import Score, evaluate
 from recollect_torch.demo.rows import SEGMENT
 from recollect_torch.transformer import MemorizingTransformer, TransformerConfig
 
-CONFIG = TransformerConfig(combine="joint")
+CONFIG = TransformerConfig(combine="gate")
 
 MEMORY_SIZES = (512, 2048, 8192, 32_768)
 """Entries per document, with which the trained model is tried."""
@@ -174,9 +174,7 @@ def _starting_point(plan: Plan, say: Callable[[str], None]) -> MemorizingTransfo
         say(f"checkpoint of {model.parameter_count:,} parameters, trained without memory")
         return model
     seconds = PRETRAINING_SHARE * plan.minutes * 60
-    say(
-        f"training a model of {model.parameter_count:,} parameters without memory for {seconds / 60:.1f} minutes"
-    )
+    say(f"training {model.parameter_count:,} parameters without memory, {seconds / 60:.1f} minutes")
     checkpoint.pretrain(model, plan.corpus.train, seconds=seconds, seed=plan.seed)
     return model
 

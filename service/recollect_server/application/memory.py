@@ -142,7 +142,8 @@ class Memory:
         banks = self._read(
             memory,
             command,
-            hit_bytes=OFFSET_BYTES * command.with_ids,
+            # Counted even if the caller wants no ids: so the bound is one on working memory too.
+            hit_bytes=OFFSET_BYTES,
             query_bytes=spec.value_dim * spec.dtype.itemsize_bytes + LSE_BYTES,
         )
         rows, heads, tokens, _ = command.queries.shape

@@ -72,8 +72,9 @@ class Bank:
         stale = (slots < 0) & (ids >= 0)
         if stale.any():
             raise StaleEntryError(
-                f"ids: entry {int(ids[stale].min())} is not stored: it has been evicted since the forward call. The "
-                f"oldest left is {self.ring.first_id}. Raise the capacity, or let the client take a zero gradient",
+                f"ids: entry {int(ids[stale].min())} is not stored: it has been evicted since forward; "
+                f"the oldest left is {self.ring.first_id}. Raise the capacity, or let the client take a zero "
+                "gradient",
                 argument="ids",
             )
         return self._store.attend_backward(

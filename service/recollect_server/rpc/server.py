@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from recollect_server.domain.errors import InternalError, RecollectError
+from recollect_server.domain.errors import InternalError, InvalidArgumentError, RecollectError
 from recollect_server.domain.limits import Limits
 from recollect_server.rpc.endpoint import SERVICES, Endpoint, Route
 from recollect_server.rpc.listen import ListenAddress
@@ -27,7 +28,7 @@ ERROR_DETAIL_KEY = "recollect-error-bin"
 ENVELOPE_BYTES = 64 * 1024
 """Room for names and numbers beside a message's tensors."""
 
-Context = grpc.aio.ServicerContext[Message, Message]
+Context = grpc.aio.ServicerContext[bytes, Message]
 
 
 class RpcServer:
@@ -83,6 +84,9 @@ class RpcServer:
         await asyncio.to_thread(self._endpoint.drain)
 
     def _bind(self, address: ListenAddress) -> str:
+        # gRPC replaces a socket file, which is right after a crash and wrong while its server runs.
+        if address.path is not None and _is_served(address.path):
+            raise OSError(f"cannot listen on {address}: another server does already")
         try:
             port = self._server.add_insecure_port(address.grpc_target)
         except RuntimeError as refused:
@@ -90,22 +94,22 @@ class RpcServer:
         return str(address.with_port(port))
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        by_service: dict[str, dict[str, grpc.RpcMethodHandler[Message, Message]]] = {}
+        by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, Message]]] = {}
         for route in self._endpoint.routes.values():
             _, service, method = route.path.split("/")
             by_service.setdefault(service, {})[method] = grpc.unary_unary_rpc_method_handler(
                 self._unary(route),
-                request_deserializer=route.request_type.FromString,
+                # Messages are read in the handler: gRPC would answer what is none with UNKNOWN.
                 response_serializer=_serialized,
             )
         return [grpc.method_handlers_generic_handler(name, calls) for name, calls in by_service.items()]
 
-    def _unary(self, route: Route) -> Callable[[Message, Context], Awaitable[Message]]:
-        async def unary(request: Message, context: Context) -> Message:
+    def _unary(self, route: Route) -> Callable[[bytes, Context], Awaitable[Message]]:
+        async def unary(request: bytes, context: Context) -> Message:
             try:
                 future = self._endpoint.start(
                     route.path,
-                    request,
+                    _message(route, request),
                     credential=_credential(context),
                     deadline_s=time.monotonic() + context.time_remaining(),
                 )
@@ -120,6 +124,22 @@ async def _abort(context: Context, error: RecollectError) -> Message:
     detail = detail_of(error).SerializeToString()
     await context.abort(status_of(error), error.message, ((ERROR_DETAIL_KEY, detail),))
     raise InternalError(error_id="") from error  # abort raises; this line is for the type checker
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def _message(route: Route, request: bytes) -> Message:
+    try:
+        return route.request_type.FromString(request)
+    except DecodeError as malformed:
+        raise InvalidArgumentError("request", f"{malformed}") from None
 
 
 def _serialized(message: Message) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ BACKWARD = {"layer": 1, "queries": QUERIES, "ids": IDS, "streams": TWO, "grad_ou
 EVICT: dict[str, object] = {"streams": TWO}
 CREATE = {"name": "m", "layers": [0], "heads": 1, "key_dim": 4, "value_dim": 4, "capacity": 9}
 
-CASES: list[tuple[str, dict[str, object], str, object]] = [
+CASES: list[tuple[str, Mapping[str, object], str, object]] = [
     ("search", SEARCH, "layer", "1"),
     ("search", SEARCH, "layer", True),
     ("search", SEARCH, "queries", QUERIES[0]),
@@ -103,7 +103,7 @@ def test_bad_arguments_are_named(
     client: recollect.Client,
     namespace: Namespace,
     method: str,
-    good: dict[str, object],
+    good: Mapping[str, object],
     argument: str,
     bad: object,
 ) -> None:

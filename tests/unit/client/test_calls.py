@@ -159,7 +159,9 @@ def test_results_come_in_the_likeness_of_the_queries(large: recollect.Client) ->
             3, data["queries"].numpy().astype(kind), top_k=4, streams=STREAMS, include=("keys",)
         )
         assert isinstance(hits.keys, np.ndarray)
-        assert (hits.keys.dtype, hits.scores.dtype, hits.ids.dtype) == (kind, np.float32, np.int64)
+        assert hits.keys.dtype == kind
+        assert hits.scores.dtype == np.float32
+        assert hits.ids.dtype == np.int64
         assert hits.values is None
 
 

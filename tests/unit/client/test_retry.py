@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from google.protobuf.message import Message
 import recollect
 from recollect import Client, Namespace, NamespaceSpec
 from recollect._retry import Attempts, Deadline, RetryPolicy
+from recollect.errors import BY_STATUS
 from recollect.v1 import memory_pb2 as pb
-from tests.unit.client.tiny_server import TinyServer, answer_info, failing_first, refuse, serving
+from tests.unit.client.tiny_server import INFO, TinyServer, failing_first, refuse, serving
 
 SPEC = NamespaceSpec((0,), 1, 2, 2, 9, "float32")
 NAMESPACE = pb.Namespace(name="n", spec=SPEC.to_message())
@@ -116,7 +118,7 @@ def test_only_unavailable_is_repeated(
     server.handlers["Attend"] = failing_first(1, OUTPUT, code=code)
     with pytest.raises(recollect.RecollectError) as caught:
         attend(namespace)
-    assert type(caught.value) is recollect.errors.BY_STATUS[code.name]
+    assert type(caught.value) is BY_STATUS[code.name]
     assert server.count("Attend") == 1
 
 
@@ -132,7 +134,8 @@ def test_namespaces_are_repeated_only_where_harmless(server: TinyServer, client:
         )
 
     def delete() -> object:
-        return client.delete_namespace("n", missing_ok=safe)
+        client.delete_namespace("n", missing_ok=safe)
+        return None
 
     for call in (create, delete):
         if safe:
@@ -153,7 +156,7 @@ def test_retries_can_be_switched_off(server: TinyServer, url: str) -> None:
 
 def test_async_client_repeats_too(server: TinyServer, url: str) -> None:
     """The async client would fail where the sync client carries on."""
-    server.handlers["GetServerInfo"] = failing_first(2, answer_info(b"", None))  # type: ignore[arg-type]
+    server.handlers["GetServerInfo"] = failing_first(2, INFO)
 
     async def call() -> recollect.ServerInfo:
         async with recollect.connect_async(url) as client:
@@ -167,8 +170,9 @@ def test_a_call_has_a_deadline(server: TinyServer, url: str) -> None:
     """A server that hangs would hang its clients for ever."""
 
     def hang(request: bytes, context: grpc.ServicerContext) -> Message:
-        while context.is_active():
-            pass
+        given_up = threading.Event()
+        context.add_callback(given_up.set)
+        given_up.wait()
         return refuse(context, grpc.StatusCode.INTERNAL, "nobody waits")
 
     server.handlers["GetServerInfo"] = hang

@@ -8,18 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recollect import InvalidArgumentError, Limits, NamespaceSpec
-from recollect._bits import to_bits
+from recollect._bits import WIRE_DTYPES, to_bits
 from recollect._reads import check_read, prepare_attend, prepare_attend_backward, prepare_search
 from recollect._results import Dtype
 from recollect._splitting import Assembly, RowSequences, TokenBytes, even_slices, split_grid
 from recollect._writes import prepare_add, prepare_evict
 from recollect.v1 import memory_pb2 as pb
 
-NO_LIMITS = Limits(*[0] * 13)
-
 
 def limits(*, message_bytes_max: int = 0, rows_max: int = 0, tokens_max: int = 0, ids_max: int = 0) -> Limits:
-    return Limits(message_bytes_max, 0, rows_max, tokens_max, *[0] * 8, ids_max)
+    return Limits(
+        message_bytes_max=message_bytes_max,
+        top_k_max=0,
+        rows_max=rows_max,
+        tokens_max=tokens_max,
+        layers_max=0,
+        heads_max=0,
+        dim_max=0,
+        capacity_max=0,
+        name_length_max=0,
+        page_size_max=0,
+        namespaces_max=0,
+        streams_max=0,
+        ids_max=ids_max,
+    )
 
 
 @given(
@@ -53,7 +65,7 @@ def test_grid_covers_everything_once(
 
 def test_what_fits_is_not_split() -> None:
     """Every call would pay for several."""
-    parts = split_grid(8, 512, TokenBytes(1, 1), names=["s"] * 8, namespace="n", limits=NO_LIMITS, hint="")
+    parts = split_grid(8, 512, TokenBytes(1, 1), names=["s"] * 8, namespace="n", limits=limits(), hint="")
     assert len(parts) == 1
 
 
@@ -108,12 +120,12 @@ def test_parts_may_be_answered_in_any_order(order: list[int]) -> None:
     assert sequences.latest == (6, 16, 26, 36)
 
 
-dtypes = st.sampled_from(["float32", "float16", "bfloat16"])
+DTYPES: list[Dtype] = ["float32", "float16", "bfloat16"]
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> NamespaceSpec:
-    dtype: Dtype = draw(dtypes)
+    dtype: Dtype = draw(st.sampled_from(DTYPES))
     return NamespaceSpec(
         (0,), draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9)), 99, dtype
     )
@@ -142,7 +154,7 @@ FLOAT32 = pb.Tensor(dtype=pb.DTYPE_FLOAT32)
     groups=st.integers(1, 2),
     tokens=st.integers(1, 9),
     top_k=st.integers(1, 9),
-    bytes_max=st.integers(3000, 8000),
+    bytes_max=st.integers(5500, 12_000),
     name_length=st.integers(1, 128),
 )
 def test_no_message_is_over_the_limit(
@@ -217,9 +229,7 @@ def test_a_split_add_adds_every_token_in_order(
         request_ids.add(request.request_id)
         firsts = [stored[stream] for stream in request.streams]
         shape = tuple(request.keys.shape)
-        came = np.frombuffer(request.keys.data, np.uint16 if spec.dtype != "float32" else np.float32).reshape(
-            shape
-        )
+        came = np.frombuffer(request.keys.data, WIRE_DTYPES[spec.dtype]).reshape(shape)
         for row, (stream, length) in enumerate(zip(request.streams, request.lengths, strict=True)):
             start = stored[stream]
             expected = to_bits(np.arange(start, start + length, dtype=np.float32), spec.dtype)

@@ -14,6 +14,7 @@ from recollect.v1 import memory_pb2 as pb
 
 Context = grpc.ServicerContext
 Handler = Callable[[bytes, Context], Message]
+INFO = pb.GetServerInfoResponse(version="1", device="cpu", limits=pb.Limits(message_bytes_max=2**20))
 
 
 class TinyServer(grpc.GenericRpcHandler):
@@ -24,9 +25,11 @@ class TinyServer(grpc.GenericRpcHandler):
         self.metadata: list[dict[str, str | bytes]] = []
         self.handlers: dict[str, Handler] = {"GetServerInfo": answer_info}
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, Message] | None:
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[bytes, Message] | None:
         """Finds the handler of a method by its last name."""
-        name = details.method.rpartition("/")[2]
+        name = handler_call_details.method.rpartition("/")[2]
         handler = self.handlers.get(name)
         if handler is None:
             return None
@@ -58,7 +61,7 @@ def serving(server: TinyServer, folder: Path) -> Iterator[str]:
 
 def answer_info(request: bytes, context: Context) -> Message:
     """Advertises generous limits."""
-    return pb.GetServerInfoResponse(version="1", device="cpu", limits=pb.Limits(message_bytes_max=2**20))
+    return INFO
 
 
 def refuse(

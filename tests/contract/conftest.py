@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 import grpc
@@ -33,17 +33,19 @@ def server() -> Iterator[ServerProcess]:
 @contextmanager
 def open_way(way: str, server: ServerProcess | None) -> Iterator[recollect.Client]:
     """A client by one of the ways."""
-    with ExitStack() as stack:
-        kind, _, asynchronous = way.partition("-")
-        if kind in ("torch", "cuda"):
-            stack.enter_context(_torch_device("cpu" if kind == "torch" else "cuda"))
-        url = "embedded://"
-        if server is not None:
-            url = server.unix_url if kind == "unix" else server.tcp_url
-        if asynchronous:
-            yield stack.enter_context(blocking_client(url))
-        else:
-            yield stack.enter_context(recollect.connect(url))
+    kind, _, asynchronous = way.partition("-")
+    if kind in ("torch", "cuda"):
+        # Only while it connects: later servers in this process choose their device by themselves.
+        with _torch_device("cpu" if kind == "torch" else "cuda"):
+            client = recollect.connect("embedded://")
+        with client:
+            yield client
+        return
+    url = "embedded://"
+    if server is not None:
+        url = server.unix_url if kind == "unix" else server.tcp_url
+    with blocking_client(url) if asynchronous else recollect.connect(url) as connected:
+        yield connected
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from recollect import Namespace
-from recollect_torch import session
+from recollect_torch import Session, session
 from recollect_torch.demo.corpus import Document
 from recollect_torch.demo.optimizer import Optimizers, clip_gradients
-from recollect_torch.demo.rows import SEGMENT, DocumentRows
+from recollect_torch.demo.rows import SEGMENT, Batch, DocumentRows
 from recollect_torch.transformer import MemorizingTransformer
 
 ROWS = 8
@@ -97,7 +98,6 @@ def train(
     Returns:
         The curve.
     """
-    device = next(model.parameters()).device
     batches = DocumentRows(documents, rows=rows, seed=seed)
     curve = Curve()
     optimizers = Optimizers(model)
@@ -105,29 +105,38 @@ def train(
     started = time.monotonic()
     streams = [f"row-{row}" for row in range(rows)]
     with session(memory, streams=streams) as s, tqdm(desc=title, unit="step", mininterval=1.0) as bar:
-        for _ in range(READ_FIRST):
-            batch = batches.next()
-            s.reset(rows=batch.started)
-            if memory is not None:
-                with torch.no_grad():
-                    model(batch.ids.to(device))
-                s.commit()
+        _read_ahead(model, batches, s)
         while (factor := pace(len(curve.factors))) is not None:
-            curve.factors.append(factor)
             batch = batches.next()
             s.reset(rows=batch.started)
-            logits = model(batch.ids.to(device))  # [B, T, 256]
-            loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.to(device).flatten())
+            loss = _loss(model, batch)
             loss.backward()
             s.commit()
             clip_gradients(model)
             optimizers.step(factor)
+            curve.factors.append(factor)
             curve.bits_per_byte.append(loss.item() / math.log(2))
             curve.seconds, curve.waited_s = time.monotonic() - started, s.waited_s
             tokens = len(curve.factors) * rows * SEGMENT
             bar.set_postfix_str(_progress(curve, tokens=tokens), refresh=False)
             bar.update()
     return curve
+
+
+@torch.no_grad()
+def _read_ahead(model: MemorizingTransformer, batches: DocumentRows, s: Session) -> None:
+    for _ in range(READ_FIRST):
+        batch = batches.next()
+        if s.memory is not None:
+            s.reset(rows=batch.started)
+            _loss(model, batch)
+            s.commit()
+
+
+def _loss(model: MemorizingTransformer, batch: Batch) -> Tensor:
+    device = next(model.parameters()).device
+    logits = model(batch.ids.to(device))  # [B, T, 256]
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.to(device).flatten())
 
 
 def _progress(curve: Curve, *, tokens: int) -> str:

@@ -124,11 +124,7 @@ def prepare_evict(
     names = check_names("streams", streams, distinct=True)
     if not names:
         raise refusal("streams", "at least one name", names)
-    if isinstance(layers, int):
-        raise refusal("layers", "a list of layer numbers", layers)
-    chosen_layers = [check_layer("layers", layer, spec) for layer in layers] if layers is not None else []
-    if layers is not None and not chosen_layers:
-        raise refusal("layers", "at least one layer, or None for every layer", [])
+    chosen_layers = _chosen_layers(layers, spec)
     base = pb.EvictRequest(namespace=namespace, layers=chosen_layers, missing_ok=missing_ok)
     _select(
         base,
@@ -143,11 +139,7 @@ def prepare_evict(
 
     def split(limits: Limits) -> EvictWork:
         stream_slices = even_slices(len(names), limits.rows_max or len(names))
-        ids_cap = min(limits.ids_max or len(listed_ids), len(listed_ids))
-        if limits.message_bytes_max:
-            ids_cap = min(ids_cap, max(1, limits.message_bytes_max // (2 * _ID_BYTES_MAX)))
-        id_slices = even_slices(len(listed_ids), ids_cap) if listed_ids else [slice(0, 0)]
-        pieces = [(rows, chosen) for rows in stream_slices for chosen in id_slices]
+        pieces = [(rows, chosen) for rows in stream_slices for chosen in _id_slices(len(listed_ids), limits)]
         evicted: list[int] = []
 
         def build(index: int) -> pb.EvictRequest:
@@ -172,6 +164,27 @@ def prepare_evict(
         )
 
     return split
+
+
+def _chosen_layers(layers: Sequence[int] | None, spec: NamespaceSpec) -> list[int]:
+    """The layers to evict from; none for all of them."""
+    if layers is None:
+        return []
+    if isinstance(layers, int):
+        raise refusal("layers", "a list of layer numbers", layers)
+    if not layers:
+        raise refusal("layers", "at least one layer, or None for every layer", [])
+    return [check_layer("layers", layer, spec) for layer in layers]
+
+
+def _id_slices(count: int, limits: Limits) -> list[slice]:
+    """Which of `count` listed ids go together into one message."""
+    if not count:
+        return [slice(0, 0)]
+    cap = min(limits.ids_max or count, count)
+    if limits.message_bytes_max:
+        cap = min(cap, max(1, limits.message_bytes_max // (2 * _ID_BYTES_MAX)))
+    return even_slices(count, cap)
 
 
 def _select(

@@ -44,7 +44,7 @@ def attend(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
         Output [B, Hq, T, Dv] and LSE [B, Hq, T]; 0 and -inf where the memory is empty or away.
     """
     with_ids = torch.is_grad_enabled() and queries.requires_grad
-    output, lse = _Attend.apply(queries, bank, with_ids)  # type: ignore[no-untyped-call]
+    output, lse = _Attend.apply(queries, bank, with_ids)  # type: ignore[no-untyped-call]  # of torch
     return output, lse
 
 
@@ -100,7 +100,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch declares *args
         ctx: _Context, grad_output: Tensor | None, grad_lse: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
         queries, ids = ctx.saved_tensors

@@ -31,6 +31,16 @@ def test_a_request_id_evicts_once(memories: Memories) -> None:
     assert memory.ns.stats().entries == 5
 
 
+def test_a_request_id_belongs_to_one_selector(memories: Memories) -> None:
+    """An evict of five answered with the result of an evict of one: four entries stay in silence."""
+    memory = memories()
+    memory.add(["a"], 8)
+    memory.ns.evict(streams=["a"], oldest=1, request_id=f"{memory.ns.name}-selector")
+    with pytest.raises(recollect.InvalidArgumentError):
+        memory.ns.evict(streams=["a"], oldest=5, request_id=f"{memory.ns.name}-selector")
+    assert memory.ns.stats().entries == 7
+
+
 def test_a_request_id_belongs_to_one_call(memories: Memories) -> None:
     """An id used for two different calls must be refused, not answered with the other's result."""
     memory = memories()

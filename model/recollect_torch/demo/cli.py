@@ -17,7 +17,7 @@ EXIT_BAD_ARGUMENT = 2
 
 def demo(
     *,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long it may take.")] = 4.5,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long it may take.")] = 4.0,
     corpus: Annotated[
         Path | None, typer.Option(help="A folder of text files, plain or .gz, in place of Python's library.")
     ] = None,

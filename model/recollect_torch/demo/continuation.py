@@ -23,7 +23,7 @@ from recollect_torch.transformer import MemorizingTransformer
 ROWS = 8
 """Documents read side by side, each with a stream of its own."""
 
-READ_FIRST = 48
+READ_FIRST = 32
 """Segments of every document that are read before training begins, so that it begins with memories that
 hold something, as they will when the model is used. The control passes over them."""
 

@@ -12,7 +12,7 @@ MATRIX_RATE = 4e-3
 OTHER_RATE = 3e-3
 """Learning rate of embeddings and norms at factor 1."""
 
-SCALE_RATE = 1.0
+SCALE_RATE = 3.0
 """Learning rate of attention scales and gates at factor 1. They are single numbers of size 10, and a larger
 memory needs sharper attention soon: at the rate of the others they would hardly move."""
 

@@ -69,6 +69,7 @@ class Memory:
         return self._answered.once(
             caller.tenant,
             command.request_id,
+            epoch=memory.epoch,
             call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
             answer_type=Added,
             work=lambda: self._add(memory, command, lengths),
@@ -216,6 +217,7 @@ class Memory:
         return self._answered.once(
             caller.tenant,
             command.request_id,
+            epoch=memory.epoch,
             call=f"evict {command.namespace} {command.layers} {command.streams} {command.selector!r}",
             answer_type=int,
             work=lambda: self._evict(memory, command),

@@ -21,13 +21,14 @@ class AnsweredRequests:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._answers: dict[str, OrderedDict[str, tuple[str, object]]] = {}
+        self._answers: dict[str, OrderedDict[tuple[int, str], tuple[str, object]]] = {}
 
     def once(
         self,
         tenant: str,
         request_id: str,
         *,
+        epoch: int,
         call: str,
         answer_type: type[Answer],
         work: Callable[[], Answer],
@@ -37,6 +38,7 @@ class AnsweredRequests:
         Args:
             tenant: Whose id it is; another tenant's means nothing.
             request_id: "" for a call that will not be repeated.
+            epoch: Of the namespace: an answer does not outlive what it is about.
             call: What the call is, so that an id used for two different ones is noticed.
             answer_type: Of the work.
             work: If it raises, nothing is remembered, since nothing was done.
@@ -52,15 +54,16 @@ class AnsweredRequests:
                 f"has {len(request_id)} characters; at most {self._limits.request_id_length_max} are allowed",
             )
         answers = self._answers.setdefault(tenant, OrderedDict())
-        if request_id in answers:
-            first_call, answer = answers[request_id]
+        key = (epoch, request_id)
+        if key in answers:
+            first_call, answer = answers[key]
             if first_call != call or not isinstance(answer, answer_type):
                 raise InvalidArgumentError(
                     "request_id", f"{request_id!r} was used for another call; make a new one for each call"
                 )
             return answer
         fresh = work()
-        answers[request_id] = (call, fresh)
+        answers[key] = (call, fresh)
         if len(answers) > self._limits.request_ids_remembered:
             answers.popitem(last=False)
         return fresh

@@ -25,6 +25,9 @@ class NamespaceMemory:
         limits: The server's bounds.
         first_sequence: Id of the first entry of each layer. Not 0: a namespace that is made again under
             the same name must not give out the ids of the one before.
+
+    Attributes:
+        epoch: Tells this namespace from an earlier one of the same name.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class NamespaceMemory:
     ) -> None:
         self.name = name
         self.spec = spec
+        self.epoch = first_sequence
         self._device = device
         self._limits = limits
         self._streams: dict[str, dict[int, Bank]] = {}

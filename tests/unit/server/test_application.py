@@ -163,7 +163,13 @@ def test_nothing_is_searched_before_all_is_checked(server: Server) -> None:
 
 
 def once(
-    answers: AnsweredRequests, request_id: str, done: list[str], *, tenant: str = "t", call: str = "c"
+    answers: AnsweredRequests,
+    request_id: str,
+    done: list[str],
+    *,
+    tenant: str = "t",
+    epoch: int = 1,
+    call: str = "c",
 ) -> int:
     """Does some work under an id."""
 
@@ -171,7 +177,7 @@ def once(
         done.append(request_id)
         return len(done)
 
-    return answers.once(tenant, request_id, call=call, answer_type=int, work=work)
+    return answers.once(tenant, request_id, epoch=epoch, call=call, answer_type=int, work=work)
 
 
 def test_work_is_done_once() -> None:
@@ -187,6 +193,14 @@ def test_ids_belong_to_their_tenant() -> None:
     answers, done = AnsweredRequests(Limits()), list[str]()
     once(answers, "x", done, tenant="a")
     once(answers, "x", done, tenant="b")
+    assert done == ["x", "x"]
+
+
+def test_ids_end_with_their_namespace() -> None:
+    """A namespace that was made again answers an add with what the one before stored, and stores nothing."""
+    answers, done = AnsweredRequests(Limits()), list[str]()
+    once(answers, "x", done, epoch=1)
+    once(answers, "x", done, epoch=2)
     assert done == ["x", "x"]
 
 
@@ -209,7 +223,7 @@ def test_failed_work_is_not_remembered() -> None:
         raise InvalidArgumentError("x", "no")
 
     with pytest.raises(InvalidArgumentError):
-        answers.once("t", "x", call="c", answer_type=int, work=fail)
+        answers.once("t", "x", epoch=1, call="c", answer_type=int, work=fail)
     assert once(answers, "x", done) == 1
 
 

@@ -36,10 +36,11 @@ class Run(TypedDict):
 
 
 def demo(seed: int, arguments: Sequence[str], folder: Path) -> Run:
-    """Runs the demo with one seed; shows its progress as it goes."""
+    """Runs the demo with one seed; takes the figures of an earlier run if they are there."""
     out = folder / f"seed-{seed}"
     command = [sys.executable, "-m", "recollect", "demo", "--seed", str(seed), "--out", str(out), *arguments]
-    subprocess.run(command, check=True)
+    if not (out / "demo.json").exists():
+        subprocess.run(command, check=True)
     found = json.loads((out / "demo.json").read_text())
     control = found["control"]
     return Run(

@@ -53,7 +53,7 @@ class EmbeddedTransport:
             return _failed(error)
 
     def close(self) -> None:
-        """Waits for what is queued and frees the memories."""
+        """Waits for what is queued; the memories go when nothing refers to the transport any more."""
         self._endpoint.drain()
 
 

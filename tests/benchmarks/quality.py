@@ -75,14 +75,14 @@ def report(name: str, arguments: Sequence[str], runs: Sequence[Run]) -> str:
         gains.append(1 - bits[-1] / bits[0])
         cells = [str(run["seed"]), str(run["steps"]), *(f"{b:.4f}" for b in bits), f"{gains[-1]:.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
-    spread = f"from {min(gains):.1%} to {max(gains):.1%}" if len(gains) > 1 else ""
+    spread = f", from {min(gains):.1%} to {max(gains):.1%}" if len(gains) > 1 else ""
     monotone = all(
         bits == sorted(bits, reverse=True)
         for bits in ([run["without"], *(run["with_memory"][s] for s in sizes)] for run in runs)
     )
     lines += [
         "",
-        f"Median gain {statistics.median(gains):.1%} {spread}.",
+        f"Median gain {statistics.median(gains):.1%}{spread}.",
         f"Fewer bits with every larger memory in every run: {'yes' if monotone else 'no'}.",
         "",
         f"![bits per byte against memory size](quality-{name}.png)",

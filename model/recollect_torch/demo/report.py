@@ -58,7 +58,7 @@ def picture(plan: Plan, outcome: Outcome, path: Path) -> None:
     left.set_xticks(sizes, [f"{size:,}" for size in sizes])
     left.set_xlabel("entries in memory")
     left.set_ylabel("bits per byte, held-out text")
-    left.set_title(f"{plan.corpus.name}: {outcome.gain:+.1%} fewer bits with memory")
+    left.set_title(f"{plan.corpus.name}: {outcome.gain:.1%} fewer bits with memory")
     left.legend()
     for curve, name in ((outcome.memory_curve, "with memory"), (outcome.control_curve, "without")):
         right.plot(_smooth(curve.bits_per_byte), label=name)

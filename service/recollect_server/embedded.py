@@ -44,7 +44,8 @@ class EmbeddedTransport:
         """Makes one call and waits for its reply; never raises what a status can say."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         try:
-            future = self._endpoint.start(method, request, credential=credential, deadline_s=deadline_s)
+            caller = self._endpoint.authenticate(credential)
+            future = self._endpoint.start(caller, method, request=request, deadline_s=deadline_s)
             return EmbeddedReply("OK", "", future.result(timeout_s), None)
         except FutureTimeoutError:
             # The work goes on and its effect stays, as with a call whose client hung up.

@@ -64,15 +64,23 @@ class Endpoint:
             for route in (_route(method, calls[service.name]) for method in service.methods)
         }
 
+    def authenticate(self, credential: str | None) -> Caller:
+        """Who is calling. Comes before a message is read.
+
+        Raises:
+            UnauthenticatedError: Nobody that the server knows.
+        """
+        return self._authenticator.authenticate(credential)
+
     def start(
-        self, path: str, request: Message, *, credential: str | None, deadline_s: float | None
+        self, caller: Caller, path: str, *, request: Message, deadline_s: float | None
     ) -> Future[Message]:
         """Queues a call.
 
         Args:
+            caller: From `authenticate`.
             path: "/recollect.v1.MemoryService/Attend".
             request: Of the route's type.
-            credential: What the caller presented.
             deadline_s: In `time.monotonic()` seconds.
 
         Returns:
@@ -81,7 +89,6 @@ class Endpoint:
         Raises:
             RecollectError: Refused before it was queued.
         """
-        caller = self._authenticator.authenticate(credential)
         route = self.routes[path]
         return self._dispatcher.submit(lambda: _run(route, caller, request), deadline_s=deadline_s)
 

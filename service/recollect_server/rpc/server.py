@@ -107,10 +107,11 @@ class RpcServer:
     def _unary(self, route: Route) -> Callable[[bytes, Context], Awaitable[Message]]:
         async def unary(request: bytes, context: Context) -> Message:
             try:
+                caller = self._endpoint.authenticate(_credential(context))
                 future = self._endpoint.start(
+                    caller,
                     route.path,
-                    _message(route, request),
-                    credential=_credential(context),
+                    request=_message(route, request),
                     deadline_s=time.monotonic() + context.time_remaining(),
                 )
                 return await asyncio.wrap_future(future)

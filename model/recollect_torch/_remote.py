@@ -5,6 +5,7 @@ Queries arrive with their learned scale multiplied in, so the scale on the wire 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,8 +45,9 @@ def attend(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
         Output [B, Hq, T, Dv] and LSE [B, Hq, T]; 0 and -inf where the memory is empty or away.
     """
     with_ids = torch.is_grad_enabled() and queries.requires_grad
-    output, lse = _Attend.apply(queries, bank, with_ids)  # type: ignore[no-untyped-call]  # of torch
-    return output, lse
+    # torch leaves `apply` untyped; here is what it takes and gives.
+    apply: Callable[[Tensor, Bank, bool], tuple[Tensor, Tensor]] = _Attend.apply
+    return apply(queries, bank, with_ids)
 
 
 def nothing(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]  # of nn.Module
+        y: Tensor = x + self.mlp(self.mlp_norm(x))
+        return y
 
 
 def _initialise(module: nn.Module) -> None:

@@ -124,7 +124,7 @@ $(RUN_STAMP): $(LOCKED) | $(PY)
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "setup: tools for developers"
-	@$(PIP_INSTALL) -e ".[server,torch,$(FAISS),dev]"
+	@$(PIP_INSTALL) -e ".[server,otel,torch,$(FAISS),dev]"
 	@touch $@
 
 # grpc_tools wants a protobuf of its own choice, hence an environment of its own.

@@ -15,7 +15,9 @@ from typing import Self
 
 START_S = 60.0
 """Generous: FAISS and its libraries are loaded from a cold disk on a busy machine."""
-OPTIONS = ("--dev", "--device", "cpu", "--threads", "1")
+OPTIONS = ("--device", "cpu", "--threads", "1")
+OPERATOR_TOKEN = f"rk_{'0' * 16}_{'5' * 64}"
+"""Of the operator that servers with keys know from the start."""
 SCRIPT = Path(sys.executable).with_name("recollect")
 
 
@@ -38,33 +40,44 @@ class ServerProcess:
         limits: Overrides, as in `{"top_k_max": 4}`.
         socket: Path of the unix socket; None: a new one.
         port: TCP port; 0: any that is free.
+        data_dir: Where it keeps tenants and keys, with `OPERATOR_TOKEN` for an operator and an admin API.
+        environment: Further settings. With a registry's URL the server has keys too.
+        tcp_host: To listen on.
     """
 
     def __init__(
-        self, *, limits: Mapping[str, int] | None = None, socket: Path | None = None, port: int = 0
+        self,
+        *,
+        limits: Mapping[str, int] | None = None,
+        socket: Path | None = None,
+        port: int = 0,
+        data_dir: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        tcp_host: str = "127.0.0.1",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="rc-")
         self.socket = socket or Path(self._folder.name, "s.sock")
         extra = {f"RECOLLECT_LIMITS__{name.upper()}": str(value) for name, value in (limits or {}).items()}
+        extra.update(environment or {})
+        options = [*OPTIONS, "--listen", f"unix://{self.socket}", "--listen", f"{tcp_host}:{port}"]
+        if data_dir is not None or "RECOLLECT_REGISTRY__URL" in extra:
+            extra.setdefault("RECOLLECT_ADMIN__OPERATOR_KEY", OPERATOR_TOKEN)
+            options += ["--admin-listen", "127.0.0.1:0"]
+            options += ["--data-dir", str(data_dir)] if data_dir is not None else []
+        else:
+            options.append("--dev")
         self._log = Path(self._folder.name, "log")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [
-                    str(SCRIPT),
-                    "serve",
-                    *OPTIONS,
-                    "--listen",
-                    f"unix://{self.socket}",
-                    "--listen",
-                    f"127.0.0.1:{port}",
-                ],
+                [str(SCRIPT), "serve", *options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=_environment(extra),
             )
         self.ready_line = self._first_line()
-        self.unix_url, self.tcp_url = self.ready_line.removeprefix("recollect ready on ").split()
+        rpc, _, self.admin_url = self.ready_line.removeprefix("recollect ready on ").partition(", admin on ")
+        self.unix_url, self.tcp_url = rpc.split()
 
     @property
     def port(self) -> int:

@@ -23,6 +23,7 @@ from recollect._results import (
     Stats,
 )
 from recollect._session import Session
+from recollect._tls import TLS
 from recollect._version import __version__
 from recollect.errors import (
     AlreadyExistsError,
@@ -42,6 +43,7 @@ from recollect.errors import (
 )
 
 __all__ = [
+    "TLS",
     "AddResult",
     "AlreadyExistsError",
     "AsyncClient",

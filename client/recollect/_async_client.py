@@ -11,14 +11,16 @@ from recollect._async_namespace import AsyncNamespace
 from recollect._checks import check_spec
 from recollect._results import Dtype, NamespaceInfo, ServerInfo
 from recollect._runner import AsyncRunner
+from recollect._tls import TLS
 from recollect._transport import open_async_transport
-from recollect._url import check_token, parse_url
+from recollect._url import check_tls, check_token, parse_url
 
 
 def connect_async(
     url: str,
     *,
     token: str | None = None,
+    tls: TLS | None = None,
     timeout_s: float | None = 30.0,
     retries: int = 3,
     allow_insecure_token: bool = False,
@@ -29,8 +31,9 @@ def connect_async(
     """
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
+    check_tls(tls, target)
     return AsyncClient(
-        AsyncRunner(open_async_transport(target, token), url, timeout_s=timeout_s, retries=retries), url
+        AsyncRunner(open_async_transport(target, token, tls), url, timeout_s=timeout_s, retries=retries), url
     )
 
 

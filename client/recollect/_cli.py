@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import typer
 
 _GROUP = "recollect.commands"
-# Which extra brings what a command needs.
-_EXTRAS = {"serve": "server", "demo": "torch"}
+# Which extra brings what a command needs, where it is not the server.
+_EXTRAS = {"demo": "torch"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name="recollect",
         help="A memory server for memorizing attention.",
         no_args_is_help=True,
-        add_completion=False,
     )
     app.callback()(_no_options)
     entries = sorted(entry_points(group=_GROUP), key=lambda entry: entry.name)
@@ -71,7 +70,7 @@ def _register(app: typer.Typer, entry: EntryPoint) -> None:
 
 
 def _refuse(name: str, error: ImportError) -> Callable[[], None]:
-    extra = _EXTRAS.get(name, name)
+    extra = _EXTRAS.get(name, "server")
 
     def refuse() -> None:
         print(

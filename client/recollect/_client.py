@@ -11,14 +11,16 @@ from recollect._checks import check_spec
 from recollect._namespace import Namespace
 from recollect._results import Dtype, NamespaceInfo, ServerInfo
 from recollect._runner import Runner
+from recollect._tls import TLS
 from recollect._transport import open_transport
-from recollect._url import check_token, parse_url
+from recollect._url import check_tls, check_token, parse_url
 
 
 def connect(
     url: str,
     *,
     token: str | None = None,
+    tls: TLS | None = None,
     timeout_s: float | None = 30.0,
     retries: int = 3,
     allow_insecure_token: bool = False,
@@ -26,10 +28,13 @@ def connect(
     """Makes a client of a memory server. Nothing is sent before the first call.
 
     Args:
-        url: grpc://host:port, unix:///path/to.sock, or embedded:// (the engine in this process).
-        token: The tenant's credential.
+        url: grpc://host:port, grpcs://host:port (TLS), unix:///path/to.sock, or embedded:// (the engine in
+            this process).
+        token: An API key of the tenant: rk_...
+        tls: For grpcs://: whom to trust and what to show; None: the authorities that gRPC trusts.
         timeout_s: Deadline of every call that names none, in seconds; None: no deadline.
-        retries: Attempts after the first, where a server is unavailable and repeating is safe; 0: none.
+        retries: Attempts after the first, where a server is unavailable or asks to try later, and repeating
+            is safe; 0: none.
         allow_insecure_token: Send the token over an unencrypted network too.
 
     Raises:
@@ -38,7 +43,8 @@ def connect(
     """
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
-    return Client(Runner(open_transport(target, token), url, timeout_s=timeout_s, retries=retries), url)
+    check_tls(tls, target)
+    return Client(Runner(open_transport(target, token, tls), url, timeout_s=timeout_s, retries=retries), url)
 
 
 class Client:

@@ -1,4 +1,4 @@
-"""Messages over gRPC: TCP or a unix socket."""
+"""Messages over gRPC: TCP, with TLS or without, or a unix socket."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from recollect._tls import TLS, channel_credentials
+from recollect._tracing import traced
 from recollect._url import Target
 from recollect._work import Reply
 from recollect.errors import ClosedError, RecollectError, error_from_status
@@ -39,23 +41,38 @@ Metadata = tuple[tuple[str, str], ...]
 class GrpcTransport:
     """One channel, opened at the first call."""
 
-    def __init__(self, target: Target, token: str | None) -> None:
+    def __init__(self, target: Target, token: str | None, tls: TLS | None = None) -> None:
         self._url = target.url
-        self._metadata = _credentials(token)
-        self._channel = grpc.insecure_channel(target.address, options=_OPTIONS)
+        self._metadata = _bearer(token)
+        credentials = _encryption(target, tls)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target.address, options=_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target.address, credentials, options=_OPTIONS)
         self._closed = False
 
     def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
+        with traced(method, self._url) as headers:
+            return self._call(method, request, reply_type, timeout_s, self._metadata + headers)
+
+    def _call(
+        self,
+        method: str,
+        request: Message,
+        reply_type: type[Reply],
+        timeout_s: float | None,
+        metadata: Metadata,
+    ) -> Reply:
         try:
             multicallable = self._channel.unary_unary(
                 method,
                 request_serializer=_serialize,
                 response_deserializer=reply_type.FromString,
             )
-            reply: Reply = multicallable(request, timeout=timeout_s, metadata=self._metadata)
+            reply: Reply = multicallable(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             if self._closed:
                 raise closed(self._url) from error
@@ -76,10 +93,11 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """One channel, opened at the first call, in the event loop of that call."""
 
-    def __init__(self, target: Target, token: str | None) -> None:
+    def __init__(self, target: Target, token: str | None, tls: TLS | None = None) -> None:
         self._url = target.url
         self._address = target.address
-        self._metadata = _credentials(token)
+        self._metadata = _bearer(token)
+        self._credentials = _encryption(target, tls)
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
 
@@ -87,15 +105,25 @@ class AsyncGrpcTransport:
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        with traced(method, self._url) as headers:
+            return await self._call(method, request, reply_type, timeout_s, self._metadata + headers)
+
+    async def _call(
+        self,
+        method: str,
+        request: Message,
+        reply_type: type[Reply],
+        timeout_s: float | None,
+        metadata: Metadata,
+    ) -> Reply:
+        channel = self._channel = self._channel or self._open()
         try:
-            multicallable = self._channel.unary_unary(
+            multicallable = channel.unary_unary(
                 method,
                 request_serializer=_serialize,
                 response_deserializer=reply_type.FromString,
             )
-            reply: Reply = await multicallable(request, timeout=timeout_s, metadata=self._metadata)
+            reply: Reply = await multicallable(request, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if self._closed:
                 raise closed(self._url) from error
@@ -112,13 +140,22 @@ class AsyncGrpcTransport:
         if self._channel is not None:
             await self._channel.close()
 
+    def _open(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        return grpc.aio.secure_channel(self._address, self._credentials, options=_OPTIONS)
+
 
 def closed(url: str) -> ClosedError:
     """The error for any use after close."""
     return ClosedError(f"the client of {url} is closed")
 
 
-def _credentials(token: str | None) -> Metadata:
+def _encryption(target: Target, tls: TLS | None) -> grpc.ChannelCredentials | None:
+    return channel_credentials(tls or TLS()) if target.kind == "grpcs" else None
+
+
+def _bearer(token: str | None) -> Metadata:
     return () if token is None else (("authorization", f"Bearer {token}"),)
 
 

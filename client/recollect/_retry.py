@@ -7,10 +7,17 @@ import time
 from dataclasses import dataclass
 
 from recollect._checks import check_positive
-from recollect.errors import DeadlineExceededError, RecollectError, UnavailableError
+from recollect.errors import DeadlineExceededError, RecollectError, ResourceExhaustedError, UnavailableError
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 2.0
+
+_HINT_STRETCH = 1.5
+"""Pauses are from what the server asks for up to so many times that."""
+
+_REFUSED = frozenset({"OVERLOADED", "DRAINING"})
+_REFUSED_QUOTA = "QUOTA_"
+"""Reasons of servers that did not begin with a call."""
 
 
 class Deadline:
@@ -46,15 +53,20 @@ class RetryPolicy:
 
     def start(self, deadline: Deadline, *, retry_safe: bool) -> Attempts:
         """For one request."""
-        return Attempts(self.retries if retry_safe else 0, deadline)
+        return Attempts(self.retries, deadline, retry_safe=retry_safe)
 
 
 class Attempts:
-    """The attempts of one request: only UNAVAILABLE is tried again, after a random pause that grows."""
+    """The attempts of one request, with a random pause between them.
 
-    def __init__(self, retries: int, deadline: Deadline) -> None:
+    Another one is made where nobody answered or the server asks to try later; and if the request is not
+    safe to repeat, only where the server says that it did not begin with it.
+    """
+
+    def __init__(self, retries: int, deadline: Deadline, *, retry_safe: bool = True) -> None:
         self._left = retries
         self._deadline = deadline
+        self._retry_safe = retry_safe
         self._ceiling_s = _BACKOFF_FIRST_S
 
     def pause_s(self, error: RecollectError) -> float:
@@ -63,15 +75,28 @@ class Attempts:
         Raises:
             RecollectError: `error` itself, where there should be none.
         """
-        if self._left <= 0 or not isinstance(error, UnavailableError):
+        if self._left <= 0 or not _may_pass(error) or not (self._retry_safe or _was_refused(error)):
             raise error
         self._left -= 1
-        # Full jitter: clients that failed together must not come back together.
-        pause_s = random.uniform(0, self._ceiling_s)
-        self._ceiling_s = min(2 * self._ceiling_s, _BACKOFF_MAX_S)
+        # Jitter: clients that failed together must not come back together.
         if error.retry_after_s is not None:
-            pause_s += error.retry_after_s
+            pause_s = random.uniform(1, _HINT_STRETCH) * error.retry_after_s
+        else:
+            pause_s = random.uniform(0, self._ceiling_s)
+            self._ceiling_s = min(2 * self._ceiling_s, _BACKOFF_MAX_S)
         left_s = self._deadline.left_s()
         if left_s is not None and pause_s >= left_s:
             raise error  # it says more than "deadline exceeded" would
         return pause_s
+
+
+def _may_pass(error: RecollectError) -> bool:
+    """Whether a later attempt may succeed: the server is away, or says when a quota allows more."""
+    if isinstance(error, ResourceExhaustedError):
+        return error.retry_after_s is not None
+    return isinstance(error, UnavailableError)
+
+
+def _was_refused(error: RecollectError) -> bool:
+    """Whether the server says that it did not begin with the call."""
+    return error.reason in _REFUSED or error.reason.startswith(_REFUSED_QUOTA)

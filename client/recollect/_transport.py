@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from recollect._embedded_transport import AsyncEmbeddedTransport, EmbeddedTransport
 from recollect._grpc_transport import AsyncGrpcTransport, GrpcTransport
+from recollect._tls import TLS
 from recollect._url import Target
 from recollect._work import Reply
 
@@ -32,11 +33,13 @@ class AsyncTransport(Protocol):
     async def close(self) -> None: ...
 
 
-def open_transport(target: Target, token: str | None) -> Transport:
+def open_transport(target: Target, token: str | None, tls: TLS | None = None) -> Transport:
     """The transport for a URL. Nothing is dialled yet."""
-    return EmbeddedTransport(token) if target.kind == "embedded" else GrpcTransport(target, token)
+    return EmbeddedTransport(token) if target.kind == "embedded" else GrpcTransport(target, token, tls)
 
 
-def open_async_transport(target: Target, token: str | None) -> AsyncTransport:
+def open_async_transport(target: Target, token: str | None, tls: TLS | None = None) -> AsyncTransport:
     """The transport for a URL. Nothing is dialled yet."""
-    return AsyncEmbeddedTransport(token) if target.kind == "embedded" else AsyncGrpcTransport(target, token)
+    if target.kind == "embedded":
+        return AsyncEmbeddedTransport(token)
+    return AsyncGrpcTransport(target, token, tls)

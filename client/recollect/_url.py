@@ -1,4 +1,4 @@
-"""Where a memory server is: grpc://host:port, unix:///path or embedded://."""
+"""Where a memory server is: grpc://host:port, grpcs://host:port, unix:///path or embedded://."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from recollect._checks import check_text
+from recollect._tls import TLS
 from recollect.errors import InvalidArgumentError
 
-_FORMS = "grpc://host:port, unix:///path/to.sock or embedded://"
+_FORMS = "grpc://host:port, grpcs://host:port (TLS), unix:///path/to.sock or embedded://"
 _SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path on Linux, without its final zero
 
 
@@ -25,7 +26,7 @@ class Target:
         is_local: Whether bytes stay on this machine.
     """
 
-    kind: Literal["grpc", "unix", "embedded"]
+    kind: Literal["grpc", "grpcs", "unix", "embedded"]
     url: str
     address: str
     is_local: bool
@@ -35,14 +36,14 @@ def parse_url(url: str) -> Target:
     """Reads a connection URL.
 
     Raises:
-        InvalidArgumentError: It is none of the three forms; the message says what to write.
+        InvalidArgumentError: It is none of the four forms; the message says what to write.
     """
     check_text("url", url)
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise _refusal(f"url has no scheme: {url!r}. Write {_FORMS}{_guess(url)}")
-    if scheme == "grpc":
-        return _parse_grpc(url)
+    if scheme in ("grpc", "grpcs"):
+        return _parse_grpc(url, "grpc" if scheme == "grpc" else "grpcs")
     if scheme == "unix":
         return _parse_unix(url, rest)
     if scheme == "embedded":
@@ -50,8 +51,9 @@ def parse_url(url: str) -> Target:
             raise _refusal(f"url embedded:// takes nothing after it, got {url!r}")
         return Target("embedded", url, "", is_local=True)
     hint = ""
-    if scheme in ("http", "https", "grpcs", "tcp"):
-        hint = f". The server speaks gRPC: did you mean grpc://{rest.rstrip('/')} ?"
+    if scheme in ("http", "https", "tcp", "tls"):
+        meant = "grpcs" if scheme in ("https", "tls") else "grpc"
+        hint = f". The server speaks gRPC: did you mean {meant}://{rest.rstrip('/')} ?"
     raise _refusal(f"url has the scheme {scheme!r}: {url!r}. Write {_FORMS}{hint}")
 
 
@@ -64,34 +66,49 @@ def check_token(token: str | None, target: Target, *, allow_insecure_token: bool
             "token must be printable ASCII without spaces, and not empty (the value is not shown here)",
             argument="token",
         )
-    if not target.is_local and not allow_insecure_token:
+    if target.kind == "grpc" and not target.is_local and not allow_insecure_token:
         raise InvalidArgumentError(
             f"token would travel unencrypted to {target.url}: over grpc:// it goes to this machine only. "
-            "Use unix:///path or a loopback address; or, if you trust the network, allow_insecure_token=True",
+            "Use grpcs:// (TLS); or, if you trust the network, allow_insecure_token=True",
             argument="token",
             reason="INSECURE_TOKEN",
         )
 
 
-def _parse_grpc(url: str) -> Target:
+def check_tls(tls: TLS | None, target: Target) -> None:
+    """Refuses certificates for a connection that would not use them."""
+    if tls is None:
+        return
+    if not isinstance(tls, TLS):
+        raise InvalidArgumentError(
+            f"tls must be a recollect.TLS(...), got {type(tls).__name__}", argument="tls"
+        )
+    if target.kind != "grpcs":
+        raise InvalidArgumentError(
+            f"tls is for grpcs:// only, and {target.url} would not be encrypted. Write grpcs://host:port",
+            argument="tls",
+        )
+
+
+def _parse_grpc(url: str, kind: Literal["grpc", "grpcs"]) -> Target:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise _refusal(f"url {url!r} cannot be read: {error}. Write grpc://host:port") from None
+        raise _refusal(f"url {url!r} cannot be read: {error}. Write {kind}://host:port") from None
     if parts.username is not None or parts.password is not None:
         raise _refusal(
             "url must not carry a user or password; pass token=... instead (the url is not shown here)"
         )
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise _refusal(f"url {url!r} has something after the port. Write grpc://host:port")
+        raise _refusal(f"url {url!r} has something after the port. Write {kind}://host:port")
     if not host or not port:
         missing = "host" if not host else "port"
         raise _refusal(
-            f"url {url!r} has no {missing}. Write grpc://host:port, for example grpc://127.0.0.1:50051"
+            f"url {url!r} has no {missing}. Write {kind}://host:port, for example {kind}://127.0.0.1:50051"
         )
     shown_host = f"[{host}]" if ":" in host else host
-    return Target("grpc", url, f"{shown_host}:{port}", is_local=_is_loopback(host))
+    return Target(kind, url, f"{shown_host}:{port}", is_local=_is_loopback(host))
 
 
 def _parse_unix(url: str, path: str) -> Target:

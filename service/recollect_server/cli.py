@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,17 @@ def serve(
             show_default="127.0.0.1:50051",
         ),
     ] = None,
+    *,
+    admin_listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="host:port of the admin API; may be given more than once.",
+            show_default="127.0.0.1:8080, none with --dev",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where tenants, keys and namespaces are kept.", show_default=False)
+    ] = None,
     dev: Annotated[
         bool, typer.Option("--dev", help="One tenant, no token; loopback and unix sockets only.")
     ] = False,
@@ -24,7 +36,10 @@ def serve(
         int | None, typer.Option(help="CPU threads of one search.", show_default="as many as FAISS takes")
     ] = None,
 ) -> None:
-    """Run a memory server until SIGTERM or Ctrl-C. Prints one line when it is ready."""
+    """Run a memory server until SIGTERM or Ctrl-C. Prints one line when it is ready.
+
+    Everything else is set by RECOLLECT_... variables; docs/operations.md lists them.
+    """
     # Read by the OpenMP runtimes when they are loaded, so before FAISS and NumPy are: waiting threads
     # that spin would take the cores from a trainer on the same machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -33,5 +48,12 @@ def serve(
         os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
     from recollect_server import serving
 
-    given = {"listen": listen, "dev": dev or None, "device": device, "threads": threads}
+    given: dict[str, object] = {
+        "listen": listen,
+        "admin": None if admin_listen is None else {"listen": admin_listen},
+        "data_dir": data_dir,
+        "dev": dev or None,
+        "device": device,
+        "threads": threads,
+    }
     raise typer.Exit(serving.run({name: value for name, value in given.items() if value is not None}))

@@ -6,21 +6,24 @@ the server; requests and replies are the messages of the wire.
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import NamedTuple
 
 from google.protobuf.message import Message
 
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.bootstrap import build_endpoint
-from recollect_server.domain.errors import DeadlineExceededError, RecollectError
-from recollect_server.registry.authenticators import SingleTenant
-from recollect_server.rpc.endpoint import Endpoint
+from recollect_server.application.dispatch import DRAINING_RETRY_S
+from recollect_server.bootstrap import build_embedded_core
+from recollect_server.domain.errors import DeadlineExceededError, DrainingError, RecollectError
+from recollect_server.lifecycle import Core
+from recollect_server.rpc.call import Arrival
+from recollect_server.rpc.endpoint import Received, Route
 from recollect_server.rpc.status import detail_of, status_of
 from recollect_server.settings import Settings
-
-EMBEDDED_TENANT = "embedded"
 
 
 class EmbeddedReply(NamedTuple):
@@ -33,34 +36,65 @@ class EmbeddedReply(NamedTuple):
 
 
 class EmbeddedTransport:
-    """Calls an endpoint; thread-safe, since the endpoint's dispatcher orders the calls."""
+    """Calls an endpoint, which lives in an event loop of its own; thread-safe.
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    Args:
+        core: What to call; started here, and stopped by `close`.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._loop = asyncio.new_event_loop()
+        # A daemon: a client that nobody closed must not keep the process from ending.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="recollect-embedded", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(core.start(), self._loop).result()
 
     def call(
         self, method: str, request: Message, *, timeout_s: float | None, credential: str | None
     ) -> EmbeddedReply:
         """Makes one call and waits for its reply; never raises what a status can say."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        arrival = Arrival(
+            path=method,
+            credential=credential,
+            transport="embedded",
+            deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
+        )
+
+        async def receive(_: Route) -> Received:
+            return Received(request, request.ByteSize())
+
+        if self._loop.is_closed():
+            return _failed(_closed())
+        future = asyncio.run_coroutine_threadsafe(self._core.endpoint.call(arrival, receive), self._loop)
         try:
-            caller = self._endpoint.authenticate(credential)
-            future = self._endpoint.start(caller, method, request=request, deadline_s=deadline_s)
             return EmbeddedReply("OK", "", future.result(timeout_s), None)
         except FutureTimeoutError:
-            # The work goes on and its effect stays, as with a call whose client hung up.
+            # What has begun may end, and its effect stays, as with a call whose client hung up.
+            future.cancel()
             return _failed(DeadlineExceededError(f"no reply within {timeout_s} s"))
+        except CancelledError:
+            return _failed(_closed())
         except RecollectError as error:
             return _failed(error)
 
     def close(self) -> None:
         """Waits for what is queued; the memories go when nothing refers to the transport any more."""
-        self._endpoint.drain()
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._core.stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 def open_transport() -> EmbeddedTransport:
     """A memory of this process's own, on the device and with the limits of the settings."""
-    return EmbeddedTransport(build_endpoint(Settings(), SingleTenant(EMBEDDED_TENANT)))
+    return EmbeddedTransport(build_embedded_core(Settings()))
+
+
+def _closed() -> DrainingError:
+    return DrainingError("the memory of this process was closed", retry_after_s=DRAINING_RETRY_S)
 
 
 def _failed(error: RecollectError) -> EmbeddedReply:

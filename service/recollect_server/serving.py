@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-import sys
 
 import typer
 from pydantic import ValidationError
 
-from recollect_server.bootstrap import RefusedToStartError, build_server
-from recollect_server.rpc.server import RpcServer
+from recollect_server.bootstrap import build_server
+from recollect_server.domain.errors import RegistryUnavailableError
+from recollect_server.exposure import RefusedToStartError
+from recollect_server.observability.logs import configure_logging
+from recollect_server.server import Server
 from recollect_server.settings import Settings
 
 EXIT_REFUSED = 2
 
 
 def run(options: dict[str, object]) -> int:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT, or until an operator drains the server.
 
     Args:
         options: Settings given on the command line; they go before the environment.
@@ -27,27 +28,35 @@ def run(options: dict[str, object]) -> int:
         The exit status: 0 after a drain, 2 if the server refused to start.
     """
     try:
-        settings = Settings.model_validate({**Settings().model_dump(), **options})
-        logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=LOG_FORMAT)
+        settings = Settings.model_validate(_merged(Settings().model_dump(), options))
+        configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
         return asyncio.run(_serve(settings))
     except ValidationError as invalid:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in invalid.errors())
         typer.echo(f"recollect: bad settings: {problems}", err=True)
-    except (RefusedToStartError, OSError) as refused:
+    except (RefusedToStartError, RegistryUnavailableError, ValueError, OSError) as refused:
         typer.echo(f"recollect: {refused}", err=True)
     return EXIT_REFUSED
 
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-
-
 async def _serve(settings: Settings) -> int:
-    server: RpcServer = build_server(settings)
     stop = asyncio.Event()
+    server: Server = build_server(settings, on_drain=stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    addresses = await server.start()
-    typer.echo(f"recollect ready on {' '.join(addresses)}")
+    rpc, admin = await server.start()
+    typer.echo(f"recollect ready on {' '.join(rpc)}" + (f", admin on {' '.join(admin)}" if admin else ""))
     await stop.wait()
-    await server.stop(grace_s=settings.drain_grace_s)
+    await server.stop()
     return 0
+
+
+def _merged(settings: dict[str, object], options: dict[str, object]) -> dict[str, object]:
+    merged = dict(settings)
+    for name, value in options.items():
+        inner = merged.get(name)
+        if isinstance(inner, dict) and isinstance(value, dict):
+            merged[name] = {**inner, **value}
+        else:
+            merged[name] = value
+    return merged

@@ -2,12 +2,74 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from recollect_server.domain.limits import Limits
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TlsSettings(_Section):
+    """Certificates, for gRPC and for the admin API. Files that change are read again without a restart."""
+
+    cert_file: Path | None = Field(default=None, description="PEM, with the chain")
+    key_file: Path | None = Field(default=None, description="PEM")
+    client_ca_file: Path | None = Field(
+        default=None, description="PEM; clients must then show a certificate that it signed (mutual TLS)"
+    )
+    reload_s: float = Field(default=5.0, gt=0, le=3600, description="how often the files are looked at")
+
+
+class RegistrySettings(_Section):
+    """Where tenants, keys and namespaces are kept."""
+
+    url: SecretStr | None = Field(
+        default=None,
+        description="redis://user:password@host:6379/0 or rediss://...; none: a file in the data directory",
+    )
+    ca_file: Path | None = Field(default=None, description="PEM, for rediss:// with a private authority")
+    timeout_s: float = Field(default=2.0, gt=0, le=60, description="for one command")
+    poll_s: float = Field(
+        default=0.25, gt=0, le=0.5, description="how often changes of others are looked for"
+    )
+    stale_max_s: float = Field(
+        default=60.0, ge=0, le=3600, description="how long known callers go on while it cannot be reached"
+    )
+    cached_max: int = Field(default=65_536, ge=1, description="records that a server remembers")
+
+
+class AdminSettings(_Section):
+    """The HTTP side: health, metrics, administration."""
+
+    listen: list[str] | None = Field(
+        default=None, description="host:port, repeatable; 127.0.0.1:8080 if not said, and none with --dev"
+    )
+    operator_key: SecretStr | None = Field(
+        default=None, description="an operator's API key (rk_...) that is to exist from the start"
+    )
+    operator_key_file: Path | None = Field(default=None, description="the same, from a file")
+    metrics_key: SecretStr | None = Field(
+        default=None, description="what a scraper may show in place of an operator's key, for /metrics alone"
+    )
+
+
+class TelemetrySettings(_Section):
+    """Logs, metrics, traces."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+    tenant_labels_max: int = Field(
+        default=100, ge=0, description="tenants with metrics of their own; the others share the label 'other'"
+    )
+    traces_endpoint: str | None = Field(
+        default=None, description="OTLP over gRPC, as http://collector:4317; none: no traces"
+    )
 
 
 class Settings(BaseSettings):
@@ -19,10 +81,20 @@ class Settings(BaseSettings):
         default=["127.0.0.1:50051"], description="unix:///path or host:port, repeatable"
     )
     dev: bool = Field(default=False, description="one tenant, no token; loopback and unix sockets only")
+    data_dir: Path | None = Field(default=None, description="what must outlast the process")
+    allow_plaintext_tokens: bool = Field(
+        default=False, description="listen beyond this machine without TLS: keys cross the network readable"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where memories live")
     threads: int = Field(
         default=0, ge=0, le=1024, description="CPU threads of one search; 0: as many as FAISS takes"
     )
+    fair: bool = Field(
+        default=True, description="share the device among tenants; false: first come, first served"
+    )
     drain_grace_s: float = Field(default=10.0, ge=0, le=600, description="for calls in flight on SIGTERM")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    tls: TlsSettings = Field(default_factory=TlsSettings)
+    registry: RegistrySettings = Field(default_factory=RegistrySettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     limits: Limits = Field(default_factory=Limits)

@@ -11,6 +11,7 @@ from recollect_server.bootstrap import choose_device
 from recollect_server.domain.arrays import from_float32
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.steps import run_through
 from recollect_server.engine.torch_device import TorchDevice
 from recollect_server.engine.torch_search import product_search, search_for
 from recollect_server.settings import Settings
@@ -73,7 +74,8 @@ def test_a_large_bank(dtype: Dtype) -> None:
         store = TorchDevice(name).store(spec)
         store.grow(65_536, [])
         store.write([Write(slice(0, 65_536), slice(0, 65_536))], data, data)
-        answers.append(store.attend(q, [slice(40_000, 65_536), slice(0, 30_000)], 32, scale=0.125))
+        live = [slice(40_000, 65_536), slice(0, 30_000)]
+        answers.append(run_through(store.attend(q, live, 32, scale=0.125)))
     on_gpu, on_cpu = answers
     np.testing.assert_allclose(on_gpu.lse, on_cpu.lse, atol=2e-2)
     np.testing.assert_allclose(on_gpu.output, on_cpu.output, atol=1e-1)

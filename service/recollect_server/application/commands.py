@@ -6,6 +6,21 @@ from dataclasses import dataclass
 
 from recollect_server.domain.arrays import DenseArray, Float32, Int64
 from recollect_server.domain.eviction import Selector
+from recollect_server.domain.registry import NamespaceRecord
+from recollect_server.domain.tenants import Quotas
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace that a caller may use: what `Catalog.get` found under the caller's tenant.
+
+    Attributes:
+        record: What the registry knows of it.
+        quotas: Of its tenant.
+    """
+
+    record: NamespaceRecord
+    quotas: Quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +120,17 @@ class Evict:
     layers: tuple[int, ...] = ()
     request_id: str = ""
     missing_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Totals of a namespace, and details of the streams named."""
+
+    namespace: str
+    streams: tuple[str, ...] = ()
+
+
+Command = Add | Search | Attend | AttendBackward | Evict | Describe
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,74 +1,257 @@
-"""One thread owns a device; calls wait for it in a bounded queue."""
+"""One thread owns a device; calls wait for their turns at it in fair order, in a bounded queue."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
 
-from recollect_server.domain.errors import DeadlineExceededError, DrainingError, OverloadedError
+from recollect_server.application.fair_queue import FairQueue
+from recollect_server.application.load import Load
+from recollect_server.domain.errors import DeadlineExceededError, DrainingError
 from recollect_server.domain.limits import Limits
+from recollect_server.domain.steps import UNBOUNDED, Steps
+from recollect_server.domain.work import CALL
 
 Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
 
-RETRY_AFTER_S = 0.1
-"""What a refused caller is told to wait at least."""
+SHARED_TURN_S, LONE_TURN_S = 0.001, 0.008
+"""A turn lasts about so long, and who comes in between waits that long at most: beside another tenant that
+had work within `SHARED_FOR_S`, or alone. Longer ones are hardly more work for the time (findings)."""
+
+SHARED_FOR_S = 1.0
+
+DRAINING_RETRY_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Job(Generic[Answer_co]):
+    """A call for the device.
+
+    Attributes:
+        tenant: Whose it is.
+        steps: Taken one after the other on the device's thread, and closed if they are not to be ended.
+        cost: Of all of them, estimated, in multiply-adds.
+        deadline_s: When its caller stops waiting, in `time.monotonic()` seconds; None: never.
+        weight: Of the tenant.
+        calls_queued_max: Most calls of the tenant that may wait, this one included.
+        is_refusable: False for the server's own work, which is queued whatever the load.
+        waited_s: From when it was queued to its first step; None if it never came to that.
+        worked_s: In its steps; None if it had none.
+    """
+
+    tenant: str
+    steps: Steps[Answer_co]
+    cost: int
+    deadline_s: float | None = None
+    weight: int = 1
+    calls_queued_max: int = 2**31
+    is_refusable: bool = True
+    waited_s: float | None = None
+    worked_s: float | None = None
+
+
+class _Call(Generic[Answer_co]):
+    """A job under way."""
+
+    __slots__ = (
+        "_error",
+        "_result",
+        "future",
+        "has_begun",
+        "has_ended",
+        "has_stepped",
+        "job",
+        "left",
+        "queued_at_s",
+    )
+
+    def __init__(self, job: Job[Answer_co], queued_at_s: float) -> None:
+        self.job = job
+        self.future: Future[Answer_co] = Future()
+        self.queued_at_s = queued_at_s
+        self.has_begun = False  # it has had a turn, or has it now
+        self.has_stepped = False  # it was still wanted then
+        self.has_ended = False
+        self.left = job.cost  # of what was estimated
+        self._result: list[Answer_co] = []
+        self._error: BaseException | None = None
+
+    def turn(self, budget: int) -> int:
+        """Takes steps up to a budget; returns the work done."""
+        steps, done = self.job.steps, 0
+        # A sliver of a budget would make a sliver of a tile: it is no step of its own.
+        least = budget // 4
+        try:
+            if not self._is_wanted():
+                return 0
+            if not self.has_stepped:
+                self.has_stepped = True
+                done = CALL
+                done += next(steps)
+            while done + least <= budget and self._is_wanted():
+                done += steps.send(budget - done)
+        except StopIteration as finished:
+            self._result.append(finished.value)
+            self.has_ended = True
+        except BaseException as error:
+            self._error = error
+            self.has_ended = True
+        return done
+
+    def deliver(self) -> None:
+        """Hands over the answer, unless nobody wants it any more."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if self._error is not None:
+            self.future.set_exception(self._error)
+            self._error = None  # a traceback holds this frame, and so on in a circle
+        else:
+            self.future.set_result(self._result.pop())
+
+    def _is_wanted(self) -> bool:
+        """False if its caller is gone or its deadline has passed; then it is over, and has done nothing."""
+        deadline_s = self.job.deadline_s
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            when = "the device worked on the call" if self.has_stepped else "the call waited for the device"
+            self._error = DeadlineExceededError(f"the deadline passed while {when}")
+        elif not self.future.cancelled():
+            return True
+        self.has_ended = True
+        self.job.steps.close()
+        return False
 
 
 class Dispatcher:
-    """Runs work for one device, one piece at a time, in the order it came.
+    """Runs the steps of calls on one thread, turn by turn.
 
-    So nothing behind it needs a lock, and GPU resources stay with one thread.
+    So nothing behind it needs a lock, and GPU resources stay with one thread. A tenant's calls run in the
+    order they came, one at a time.
 
     Args:
         limits: `calls_waiting_max` bounds the queue.
+        fair: False runs each call whole, in the order they came.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._waiting_max = limits.calls_waiting_max
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recollect-device")
-        self._lock = threading.Lock()
-        self._waiting = 0
+    def __init__(self, limits: Limits, *, fair: bool = True) -> None:
+        self._fair = fair
+        self._ready = threading.Condition()
+        self._queue: FairQueue[_Call[object]] = FairQueue(fair=fair)
+        self._load = Load(limits, fair=fair)
         self._draining = False
+        self._last_tenant = ""
+        self._shared_until_s = 0.0
+        self._thread = threading.Thread(target=self._serve, name="recollect-device", daemon=True)
+        self._thread.start()
 
-    def submit(self, work: Callable[[], Answer], *, deadline_s: float | None = None) -> Future[Answer]:
-        """Queues work for the device's thread.
+    def submit(self, job: Job[Answer]) -> Future[Answer]:
+        """Queues a call.
 
-        Args:
-            work: Run once, unless the deadline passes before its turn comes.
-            deadline_s: In `time.monotonic()` seconds.
+        Returns:
+            Its answer to come, or a `DeadlineExceededError`, or what its steps raise. Cancelling it takes
+            the call out of the queue, or ends it at its next pause.
 
         Raises:
-            OverloadedError: The queue is full.
             DrainingError: The server is shutting down.
+            DeadlineExceededError: The deadline has passed already.
+            QuotaExceededError: The tenant has as many calls waiting as it may.
+            OverloadedError: Too many calls wait, or too much work for the job's deadline.
         """
-        with self._lock:
+        now_s = time.monotonic()
+        call = _Call(job, now_s)
+        with self._ready:
             if self._draining:
-                raise DrainingError("the server is shutting down", retry_after_s=1.0)
-            if self._waiting >= self._waiting_max:
-                raise OverloadedError(
-                    f"{self._waiting} calls are waiting for the device already", retry_after_s=RETRY_AFTER_S
-                )
-            self._waiting += 1
-            future = self._executor.submit(_run, work, deadline_s)
-        # A call that its caller gave up while it waited counts out here too.
-        future.add_done_callback(self._count_out)
-        return future
+                raise DrainingError("the server is shutting down", retry_after_s=DRAINING_RETRY_S)
+            if job.is_refusable:
+                self._require_room(job, now_s)
+            self._load.queued(job.tenant, job.cost, weight=job.weight)
+            self._queue.push(job.tenant, call, weight=job.weight)
+            if job.tenant != self._last_tenant:
+                self._last_tenant = job.tenant
+                self._shared_until_s = now_s + SHARED_FOR_S
+            self._ready.notify()
+        call.future.add_done_callback(partial(self._forget, call))
+        return call.future
+
+    def queued(self) -> Mapping[str, tuple[int, int]]:
+        """For each tenant with work: calls that wait for a first turn, and the cost of all that is left."""
+        with self._ready:
+            return self._load.by_tenant()
+
+    def start_draining(self) -> None:
+        """Takes no new work."""
+        with self._ready:
+            self._draining = True
+            self._ready.notify()
 
     def drain(self) -> None:
         """Takes no new work; returns when what was queued is done."""
-        with self._lock:
-            self._draining = True
-        self._executor.shutdown(wait=True)
+        self.start_draining()
+        self._thread.join()
 
-    def _count_out(self, _: Future[Answer]) -> None:
-        with self._lock:
-            self._waiting -= 1
+    def _require_room(self, job: Job[Answer], now_s: float) -> None:
+        remaining_s = None if job.deadline_s is None else job.deadline_s - now_s
+        if remaining_s is not None and remaining_s <= 0:
+            raise DeadlineExceededError("the deadline passed before the call was queued")
+        self._load.require_room(
+            job.tenant,
+            job.cost,
+            weight=job.weight,
+            calls_queued_max=job.calls_queued_max,
+            remaining_s=remaining_s,
+        )
 
+    def _forget(self, call: _Call[Answer], future: Future[Answer]) -> None:
+        """Its caller gave it up: it makes room at once if it has not begun, otherwise at its next pause."""
+        if not future.cancelled():
+            return
+        with self._ready:
+            if not call.has_begun and self._queue.remove(call.job.tenant, call):
+                self._load.began(call.job.tenant)
+                self._end(call)
 
-def _run(work: Callable[[], Answer], deadline_s: float | None) -> Answer:
-    if deadline_s is not None and time.monotonic() > deadline_s:
-        raise DeadlineExceededError("the deadline passed while the call waited for the device")
-    return work()
+    def _serve(self) -> None:
+        while (call := self._next()) is not None:
+            begun_s = time.monotonic()
+            work = call.turn(self._budget(begun_s))
+            seconds = time.monotonic() - begun_s
+            if call.has_stepped:
+                call.job.worked_s = (call.job.worked_s or 0.0) + seconds
+            if call.has_ended:
+                call.deliver()
+            with self._ready:
+                self._queue.give_back(work, ended=call.has_ended)
+                self._load.measured(work, seconds)
+                behind = min(work, call.left)
+                call.left -= behind
+                self._load.worked(call.job.tenant, behind)
+                if call.has_ended:
+                    self._end(call)
+            del call  # not to keep its arrays while waiting for the next
+
+    def _next(self) -> _Call[object] | None:
+        with self._ready:
+            while (call := self._queue.take()) is None:
+                if self._draining:
+                    return None
+                self._ready.wait()
+            if not call.has_begun:
+                call.has_begun = True
+                call.job.waited_s = time.monotonic() - call.queued_at_s
+                self._load.began(call.job.tenant)
+            return call
+
+    def _budget(self, now_s: float) -> int:
+        if not self._fair:
+            return UNBOUNDED
+        turn_s = SHARED_TURN_S if now_s < self._shared_until_s else LONE_TURN_S
+        return int(turn_s * self._load.rate)
+
+    def _end(self, call: _Call[Answer]) -> None:
+        self._load.worked(call.job.tenant, call.left)
+        self._load.ended(call.job.tenant)

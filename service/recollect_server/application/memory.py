@@ -1,4 +1,4 @@
-"""The use cases of a memory: add, search, attend, attend_backward, evict."""
+"""The use cases of a memory: add, search, attend, attend_backward, evict, describe."""
 
 from __future__ import annotations
 
@@ -6,57 +6,66 @@ import math
 
 import numpy as np
 
-from recollect_server.application.catalog import Catalog
 from recollect_server.application.commands import (
     Add,
     Added,
     Attend,
     AttendBackward,
     Attended,
+    BankStats,
+    Command,
+    Describe,
     Evict,
     Found,
+    Namespace,
     Search,
+    Stats,
 )
-from recollect_server.application.request_ids import AnsweredRequests
-from recollect_server.domain import validation
+from recollect_server.application.costs import cost_of, evicted_work, written_work
+from recollect_server.application.memories import Memories
+from recollect_server.application.room import require_room
+from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
 from recollect_server.domain.eviction import Everything
-from recollect_server.domain.identity import Caller
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock
+from recollect_server.domain.steps import Steps
 
 SCORE_BYTES, OFFSET_BYTES, LSE_BYTES = 4, 4, 4
 """Of a float32 score, of an id as an int32 offset, and of a float32 log-sum-exp, as they travel."""
 
 
 class Memory:
-    """What a caller can do with the memories of its namespaces.
+    """What a caller can do with the memories of its namespaces, in steps that may be shared out.
 
-    Every method validates all of its arguments before it changes or allocates anything. Not
-    thread-safe: the device's dispatcher thread owns it.
+    Every call validates all of its arguments before it changes or allocates anything. Not thread-safe:
+    the device's dispatcher thread takes the steps.
 
     Args:
-        catalog: Finds the caller's namespace.
+        memories: Of the device.
         limits: The server's bounds.
         clock: Seconds since the epoch.
     """
 
-    def __init__(self, catalog: Catalog, *, limits: Limits, clock: Clock) -> None:
-        self._catalog = catalog
+    def __init__(self, memories: Memories, *, limits: Limits, clock: Clock) -> None:
+        self._memories = memories
         self._limits = limits
         self._clock = clock
-        self._answered = AnsweredRequests(limits)
 
-    def add(self, caller: Caller, command: Add) -> Added:
+    def cost(self, namespace: Namespace, command: Command) -> int:
+        """What a command will cost the device, in multiply-adds; an estimate, from any thread."""
+        return cost_of(namespace, command, self._memories.peek(namespace.record))
+
+    def add(self, namespace: Namespace, command: Add) -> Steps[Added]:
         """Appends entries; searchable when it returns.
 
         Raises:
             RecollectError: Of the domain's tree; nothing was stored.
         """
-        memory = self._memory(caller, command.namespace, command.layer)
+        memory = self._memory(namespace, command.layer)
         validation.check_streams(command.streams, self._limits, distinct=True)
         lengths = validation.check_entries(
             command.keys,
@@ -66,23 +75,41 @@ class Memory:
             spec=memory.spec,
             limits=self._limits,
         )
-        return self._answered.once(
-            caller.tenant,
+        yield written_work(command) + work.moved(self._grown_bytes(memory, command, lengths))
+        return self._memories.answered.once(
+            namespace.record.tenant,
             command.request_id,
-            epoch=memory.epoch,
+            uid=namespace.record.uid,
             call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
             answer_type=Added,
-            work=lambda: self._add(memory, command, lengths),
+            work=lambda: self._add(namespace, memory, command, lengths),
         )
 
-    def _add(self, memory: NamespaceMemory, command: Add, lengths: list[int]) -> Added:
-        memory.require_room_for(list(command.streams))
+    def _grown_bytes(self, memory: NamespaceMemory, command: Add, lengths: list[int]) -> int:
+        """Bytes of the larger buffers that the entries of rows have to move to."""
+        banks = (memory.bank(stream, command.layer, missing_ok=True) for stream in command.streams)
+        growing = [
+            bank.bytes_for(length)
+            for bank, length in zip(banks, lengths, strict=True)
+            if bank is not None and bank.bytes_for(length) > bank.allocated_bytes
+        ]
+        return sum(growing)
+
+    def _add(self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]) -> Added:
         banks = [
             memory.bank(stream, command.layer, missing_ok=True) or memory.new_bank(command.layer)
             for stream in command.streams
         ]
-        growth = (b.bytes_for(n) - b.allocated_bytes for b, n in zip(banks, lengths, strict=True))
-        self._catalog.require_bytes(sum(growth))
+        require_room(
+            self._memories,
+            memory,
+            self._memories.usage(namespace.record.tenant),
+            streams=command.streams,
+            banks=banks,
+            lengths=lengths,
+            quotas=namespace.quotas,
+            limits=self._limits,
+        )
         # From here on nothing can be refused: the call is stored whole.
         first_ids = tuple(bank.ring.next_sequence for bank in banks)
         evicted = 0
@@ -95,17 +122,18 @@ class Memory:
         next_sequences = tuple(bank.ring.next_sequence for bank in banks)
         return Added(first_ids=first_ids, next_sequences=next_sequences, evicted=evicted)
 
-    def search(self, caller: Caller, command: Search) -> Found:
+    def search(self, namespace: Namespace, command: Search) -> Steps[Found]:
         """The top_k entries of each query, in float32 scores; pairs where asked for.
 
         Raises:
             RecollectError: Of the domain's tree.
         """
-        memory = self._memory(caller, command.namespace, command.layer)
+        memory = self._memory(namespace, command.layer)
         spec = memory.spec
         pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
         hit_bytes = SCORE_BYTES + OFFSET_BYTES + pair_dims * spec.dtype.itemsize_bytes
         banks = self._read(memory, command, hit_bytes=hit_bytes, query_bytes=0)
+        yield work.moved(command.queries.raw.nbytes)
         rows, heads, tokens, _ = command.queries.shape
         shape = (rows, heads, tokens, command.top_k)
         scores = np.full(shape, -np.inf, dtype=np.float32)
@@ -117,12 +145,14 @@ class Memory:
         for row, bank in enumerate(banks):
             if bank is None:
                 continue
-            hits = bank.search(command.queries.row(row), command.top_k)
+            hits = yield from bank.search(command.queries.row(row), command.top_k)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
             if command.include_keys:
                 keys[row] = bank.keys(hits.slots).raw
             if command.include_values:
                 values[row] = bank.values(hits.slots).raw
+            if pair_dims:
+                yield work.gathered(hits.slots.size, pair_dims)
         return Found(
             scores=scores,
             ids=ids,
@@ -131,14 +161,14 @@ class Memory:
             next_sequences=_reached(memory, command),
         )
 
-    def attend(self, caller: Caller, command: Attend) -> Attended:
+    def attend(self, namespace: Namespace, command: Attend) -> Steps[Attended]:
         """Attention over the top_k entries of each query, with its log-sum-exp.
 
         Raises:
             RecollectError: Of the domain's tree.
         """
         validation.check_scale(command.scale)
-        memory = self._memory(caller, command.namespace, command.layer)
+        memory = self._memory(namespace, command.layer)
         spec = memory.spec
         banks = self._read(
             memory,
@@ -147,6 +177,7 @@ class Memory:
             hit_bytes=OFFSET_BYTES,
             query_bytes=spec.value_dim * spec.dtype.itemsize_bytes + LSE_BYTES,
         )
+        yield work.moved(command.queries.raw.nbytes)
         rows, heads, tokens, _ = command.queries.shape
         output = np.zeros((rows, heads, tokens, spec.value_dim), dtype=np.float32)
         lse = np.full((rows, heads, tokens), -np.inf, dtype=np.float32)
@@ -154,7 +185,7 @@ class Memory:
         for row, bank in enumerate(banks):
             if bank is None:
                 continue
-            attention = bank.attend(command.queries.row(row), command.top_k, scale=command.scale)
+            attention = yield from bank.attend(command.queries.row(row), command.top_k, scale=command.scale)
             output[row], lse[row] = attention.output, attention.lse
             if ids is not None:
                 ids[row] = bank.ids(attention.slots)
@@ -165,7 +196,7 @@ class Memory:
             next_sequences=_reached(memory, command),
         )
 
-    def attend_backward(self, caller: Caller, command: AttendBackward) -> DenseArray:
+    def attend_backward(self, namespace: Namespace, command: AttendBackward) -> Steps[DenseArray]:
         """The gradient [B, Hq, T, Dk] of `attend` with respect to the queries.
 
         Raises:
@@ -173,7 +204,7 @@ class Memory:
             RecollectError: Another of the domain's tree.
         """
         validation.check_scale(command.scale)
-        memory = self._memory(caller, command.namespace, command.layer)
+        memory = self._memory(namespace, command.layer)
         spec, rows = memory.spec, len(command.streams)
         validation.check_streams(command.streams, self._limits, distinct=False)
         for argument, array, dim in (
@@ -190,11 +221,12 @@ class Memory:
         validation.check_ids(command.ids, shape, self._limits)
         if command.grad_lse is not None:
             validation.check_grad_lse(command.grad_lse, shape[:3])
+        yield work.moved(command.queries.raw.nbytes + command.grad_output.raw.nbytes + command.ids.nbytes)
         gradient = np.zeros(shape, dtype=np.float32)
         for row, stream in enumerate(command.streams):
             # A stream without a bank in this layer has an empty one: any id it is asked for is stale.
             bank = memory.bank(stream, command.layer, missing_ok=True) or memory.new_bank(command.layer)
-            gradient[row] = bank.attend_backward(
+            gradient[row] = yield from bank.attend_backward(
                 command.queries.row(row),
                 command.ids[row],
                 scale=command.scale,
@@ -203,21 +235,22 @@ class Memory:
             )
         return from_float32(gradient, command.queries.dtype)
 
-    def evict(self, caller: Caller, command: Evict) -> int:
+    def evict(self, namespace: Namespace, command: Evict) -> Steps[int]:
         """Removes entries; returns how many.
 
         Raises:
             RecollectError: Of the domain's tree; nothing was removed.
         """
-        memory = self._catalog.memory(caller, command.namespace)
+        memory = self._memories.of(namespace.record)
         validation.check_streams(command.streams, self._limits, distinct=True)
         validation.check_selector(command.selector, self._limits)
         for layer in command.layers:
             memory.require_layer(layer)
-        return self._answered.once(
-            caller.tenant,
+        yield evicted_work(command, memory)
+        return self._memories.answered.once(
+            namespace.record.tenant,
             command.request_id,
-            epoch=memory.epoch,
+            uid=namespace.record.uid,
             call=f"evict {command.namespace} {command.layers} {command.streams} {command.selector!r}",
             answer_type=int,
             work=lambda: self._evict(memory, command),
@@ -237,8 +270,34 @@ class Memory:
                 memory.forget(stream, layers)
         return evicted
 
-    def _memory(self, caller: Caller, namespace: str, layer: int) -> NamespaceMemory:
-        memory = self._catalog.memory(caller, namespace)
+    def describe(self, namespace: Namespace, command: Describe) -> Steps[Stats]:
+        """Totals of a namespace, and details of the streams named.
+
+        Raises:
+            StreamNotFoundError: A stream named does not exist.
+        """
+        memory = self._memories.of(namespace.record)
+        layers = memory.spec.layers
+        for stream in command.streams:
+            memory.bank(stream, layers[0])
+        yield work.moved(sum(map(len, command.streams)))
+        banks = [
+            BankStats(
+                stream=stream,
+                layer=layer,
+                entries=bank.ring.count,
+                first_id=bank.ring.first_id,
+                next_sequence=bank.ring.next_sequence,
+                bytes=bank.allocated_bytes,
+            )
+            for stream in dict.fromkeys(command.streams)
+            for layer, bank in memory.layers_of(stream)
+        ]
+        usage = memory.usage
+        return Stats(streams=usage.streams, entries=usage.entries, bytes=usage.bytes, banks=tuple(banks))
+
+    def _memory(self, namespace: Namespace, layer: int) -> NamespaceMemory:
+        memory = self._memories.of(namespace.record)
         memory.require_layer(layer)
         return memory
 

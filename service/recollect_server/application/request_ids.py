@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,6 +11,9 @@ from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
 
 Answer = TypeVar("Answer")
+
+DIGEST_BYTES = 16
+"""A call is remembered as a digest: its streams' names may be long."""
 
 
 class AnsweredRequests:
@@ -21,14 +25,14 @@ class AnsweredRequests:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._answers: dict[str, OrderedDict[tuple[int, str], tuple[str, object]]] = {}
+        self._answers: dict[str, OrderedDict[tuple[str, str], tuple[bytes, object]]] = {}
 
     def once(
         self,
         tenant: str,
         request_id: str,
         *,
-        epoch: int,
+        uid: str,
         call: str,
         answer_type: type[Answer],
         work: Callable[[], Answer],
@@ -38,7 +42,7 @@ class AnsweredRequests:
         Args:
             tenant: Whose id it is; another tenant's means nothing.
             request_id: "" for a call that will not be repeated.
-            epoch: Of the namespace: an answer does not outlive what it is about.
+            uid: Of the namespace: an answer does not outlive what it is about.
             call: What the call is, so that an id used for two different ones is noticed.
             answer_type: Of the work.
             work: If it raises, nothing is remembered, since nothing was done.
@@ -53,17 +57,22 @@ class AnsweredRequests:
                 "request_id",
                 f"has {len(request_id)} characters; at most {self._limits.request_id_length_max} are allowed",
             )
-        answers = self._answers.setdefault(tenant, OrderedDict())
-        key = (epoch, request_id)
-        if key in answers:
-            first_call, answer = answers[key]
-            if first_call != call or not isinstance(answer, answer_type):
+        digest = hashlib.blake2b(call.encode(), digest_size=DIGEST_BYTES).digest()
+        answers = self._answers.get(tenant)
+        if answers is not None and (uid, request_id) in answers:
+            first_call, answer = answers[uid, request_id]
+            if first_call != digest or not isinstance(answer, answer_type):
                 raise InvalidArgumentError(
                     "request_id", f"{request_id!r} was used for another call; make a new one for each call"
                 )
             return answer
         fresh = work()
-        answers[key] = (call, fresh)
+        answers = self._answers.setdefault(tenant, OrderedDict())
+        answers[uid, request_id] = (digest, fresh)
         if len(answers) > self._limits.request_ids_remembered:
             answers.popitem(last=False)
         return fresh
+
+    def forget(self, tenant: str) -> None:
+        """Drops a tenant's answers: it has no namespaces that they could be about."""
+        self._answers.pop(tenant, None)

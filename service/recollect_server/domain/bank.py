@@ -10,6 +10,8 @@ from recollect_server.domain.eviction import Selector, condemned, is_prefix
 from recollect_server.domain.ports import Attention, Hits, Store
 from recollect_server.domain.ring import Ring
 from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.steps import Steps
+from recollect_server.domain.usage import Usage
 
 
 class Bank:
@@ -19,12 +21,16 @@ class Bank:
         spec: Of its namespace.
         store: Empty, on the device that serves the namespace.
         first_sequence: Id of its first entry.
+        usage: Of its namespace; told of every change.
     """
 
-    def __init__(self, spec: NamespaceSpec, store: Store, *, first_sequence: int) -> None:
+    __slots__ = ("_store", "_usage", "ring", "spec")
+
+    def __init__(self, spec: NamespaceSpec, store: Store, *, first_sequence: int, usage: Usage) -> None:
         self.spec = spec
         self.ring = Ring(spec.capacity, first_sequence=first_sequence)
         self._store = store
+        self._usage = usage
 
     @property
     def allocated_bytes(self) -> int:
@@ -35,22 +41,29 @@ class Bank:
         """What `allocated_bytes` will be once `tokens` more entries are added."""
         return self.ring.allocation_for(tokens) * self.spec.entry_bytes
 
+    def entries_for(self, tokens: int) -> int:
+        """How many entries there will be once `tokens` more are added."""
+        return min(self.spec.capacity, self.ring.count + tokens)
+
     def add(self, keys: DenseArray, values: DenseArray, *, now_s: float) -> int:
         """Appends keys [Hkv, T, Dk] and values [Hkv, T, Dv]; returns how many entries made room."""
-        tokens = keys.shape[1]
+        tokens, before = keys.shape[1], self.ring.count
         allocated = self.ring.allocation_for(tokens)
         if allocated > self.ring.allocated:
+            more_bytes = (allocated - self.ring.allocated) * self.spec.entry_bytes
             self._store.grow(allocated, self.ring.segments())
             self.ring.grow(allocated)
+            self._usage.change(allocated_bytes=more_bytes)
         writes, evicted = self.ring.push(tokens, second=int(now_s))
         self._store.write(writes, keys, values)
+        self._usage.change(entries=self.ring.count - before)
         return evicted
 
-    def search(self, queries: DenseArray, top_k: int) -> Hits:
+    def search(self, queries: DenseArray, top_k: int) -> Steps[Hits]:
         """The top_k entries of queries [Hq, T, Dk]."""
         return self._store.search(queries, self.ring.segments(), top_k)
 
-    def attend(self, queries: DenseArray, top_k: int, *, scale: float) -> Attention:
+    def attend(self, queries: DenseArray, top_k: int, *, scale: float) -> Steps[Attention]:
         """Attention of queries [Hq, T, Dk] over their top_k entries."""
         return self._store.attend(queries, self.ring.segments(), top_k, scale=scale)
 
@@ -62,7 +75,7 @@ class Bank:
         scale: float,
         grad_output: DenseArray,
         grad_lse: Float32 | None,
-    ) -> Float32:
+    ) -> Steps[Float32]:
         """The query gradient [Hq, T, Dk] of `attend` over `ids` [Hq, T, K], -1 where there was none.
 
         Raises:
@@ -101,8 +114,10 @@ class Bank:
             self.ring.drop_oldest(evicted)
         else:
             self._store.compact(self.ring.keep(np.flatnonzero(~mask)))
+        self._usage.change(entries=-evicted)
         return evicted
 
     def clear(self) -> None:
         """Zeroes and releases the buffers; the bank must not be used after."""
         self._store.clear()
+        self._usage.change(allocated_bytes=-self.allocated_bytes, entries=-self.ring.count)

@@ -52,10 +52,32 @@ class StreamNotFoundError(NotFoundError):
     reason = "STREAM_NOT_FOUND"
 
 
-class NamespaceExistsError(RecollectError):
+class TenantNotFoundError(NotFoundError):
+    """No tenant of this name, or not one that the caller may see."""
+
+    reason = "TENANT_NOT_FOUND"
+
+
+class KeyNotFoundError(NotFoundError):
+    """No key of this id, or not one that the caller may see."""
+
+    reason = "KEY_NOT_FOUND"
+
+
+class AlreadyExistsError(RecollectError):
+    """What is to be made is there already."""
+
+
+class NamespaceExistsError(AlreadyExistsError):
     """A namespace of this name exists, with another spec or unexpectedly."""
 
     reason = "NAMESPACE_EXISTS"
+
+
+class TenantExistsError(AlreadyExistsError):
+    """A tenant of this name exists."""
+
+    reason = "TENANT_EXISTS"
 
 
 class FailedPreconditionError(RecollectError):
@@ -72,6 +94,12 @@ class SequenceNotReachedError(FailedPreconditionError):
     """The stream has not yet reached the sequence that the caller wants to read."""
 
     reason = "SEQUENCE_NOT_REACHED"
+
+
+class RevisionConflictError(FailedPreconditionError):
+    """Somebody else changed it in between: read it again, and decide again."""
+
+    reason = "REVISION_CONFLICT"
 
 
 class ResourceExhaustedError(RecollectError):
@@ -96,10 +124,31 @@ class TooManyStreamsError(ResourceExhaustedError):
     reason = "TOO_MANY_STREAMS"
 
 
+class QuotaExceededError(ResourceExhaustedError):
+    """A quota of the tenant stands in the way; `reason` says which: QUOTA_BYTES, QUOTA_CALLS_PER_SECOND, ...
+
+    Args:
+        quota: Its name in `Quotas`, without the ending.
+        message: What is used, what is allowed, what to do.
+    """
+
+    reason = "QUOTA"
+
+    def __init__(self, quota: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.reason = f"QUOTA_{quota.upper()}"
+
+
 class UnauthenticatedError(RecollectError):
-    """The call carries no credential that the server knows."""
+    """The call carries no credential that the server knows: none, malformed, unknown, expired, revoked.
+
+    One message for all of them: it tells an attacker nothing.
+    """
 
     reason = "UNAUTHENTICATED"
+
+    def __init__(self) -> None:
+        super().__init__("no valid API key; send one as: authorization: Bearer rk_...")
 
 
 class PermissionDeniedError(RecollectError):
@@ -122,6 +171,12 @@ class OverloadedError(UnavailableError):
     """More work is waiting than the server queues."""
 
     reason = "OVERLOADED"
+
+
+class RegistryUnavailableError(UnavailableError):
+    """The registry of tenants, keys and namespaces cannot be reached."""
+
+    reason = "REGISTRY_UNAVAILABLE"
 
 
 class DeadlineExceededError(RecollectError):

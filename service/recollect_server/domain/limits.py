@@ -31,8 +31,18 @@ class Limits:
     """Answers to mutating calls kept per tenant, so that a repeat gets the first answer."""
     memory_bytes_max: int = 8 * 1024**3
     """Keys and values of all namespaces together."""
-    calls_waiting_max: int = 256
-    """Calls that wait for the device; the next one is refused."""
+    calls_waiting_max: int = 1024
+    """Calls of all tenants that wait for the device; the next one is refused."""
+    calls_in_flight_max: int = 2048
+    """Calls of all tenants that were accepted and not yet answered."""
+    bytes_in_flight_max: int = 1024**3
+    """Of their messages."""
+    receive_s_max: int = 60
+    """Seconds that a caller has to send its message once it was let in."""
+    tenants_max: int = 100_000
+    keys_max: int = 256
+    """Of one tenant, and of the operators together."""
+    label_length_max: int = 128
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

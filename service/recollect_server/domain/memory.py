@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import (
@@ -13,6 +13,7 @@ from recollect_server.domain.errors import (
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.ports import Device
 from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.usage import Usage
 
 
 class NamespaceMemory:
@@ -25,17 +26,24 @@ class NamespaceMemory:
         limits: The server's bounds.
         first_sequence: Id of the first entry of each layer. Not 0: a namespace that is made again under
             the same name must not give out the ids of the one before.
-
-    Attributes:
-        epoch: Tells this namespace from an earlier one of the same name.
+        usage: What is stored in it is counted here.
     """
 
+    __slots__ = ("_device", "_high_water", "_limits", "_streams", "name", "spec", "usage")
+
     def __init__(
-        self, name: str, spec: NamespaceSpec, device: Device, limits: Limits, *, first_sequence: int
+        self,
+        name: str,
+        spec: NamespaceSpec,
+        device: Device,
+        limits: Limits,
+        *,
+        first_sequence: int,
+        usage: Usage,
     ) -> None:
         self.name = name
         self.spec = spec
-        self.epoch = first_sequence
+        self.usage = usage
         self._device = device
         self._limits = limits
         self._streams: dict[str, dict[int, Bank]] = {}
@@ -47,9 +55,9 @@ class NamespaceMemory:
         return len(self._streams)
 
     @property
-    def allocated_bytes(self) -> int:
-        """Bytes of all buffers for keys and values."""
-        return sum(bank.allocated_bytes for _, _, bank in self.banks())
+    def stream_names(self) -> list[str]:
+        """Their names, oldest first. Safe to ask from any thread."""
+        return list(self._streams)
 
     @property
     def high_water(self) -> int:
@@ -71,13 +79,13 @@ class NamespaceMemory:
                 argument="layer",
             )
 
-    def exists(self, stream: str) -> bool:
-        """Whether anything was added to the stream since it was last forgotten."""
-        return stream in self._streams
+    def new_streams(self, streams: Sequence[str]) -> int:
+        """How many of these distinct streams do not exist."""
+        return sum(stream not in self._streams for stream in streams)
 
-    def require_room_for(self, streams: list[str]) -> None:
+    def require_room_for(self, streams: Sequence[str]) -> None:
         """Raises TooManyStreamsError if the new ones among `streams` would be too many."""
-        new = sum(stream not in self._streams for stream in streams)
+        new = self.new_streams(streams)
         if new and len(self._streams) + new > self._limits.streams_max:
             raise TooManyStreamsError(
                 f"namespace {self.name!r} has {len(self._streams)} streams and this call brings {new} more; "
@@ -102,25 +110,41 @@ class NamespaceMemory:
             )
         return layers.get(layer)
 
+    def entries(self, stream: str, layer: int) -> int:
+        """How many the stream has in this layer; 0 where there is none. Safe to ask from any thread."""
+        bank = self._streams.get(stream, {}).get(layer)
+        return bank.ring.count if bank is not None else 0
+
+    def layers_of(self, stream: str) -> list[tuple[int, Bank]]:
+        """The stream's banks by layer."""
+        return list(self._streams.get(stream, {}).items())
+
     def new_bank(self, layer: int) -> Bank:
         """A bank that no stream has yet; `adopt` gives it to one."""
         # Ids go on from where the last forgotten bank of the layer ended, so that none comes back.
-        return Bank(self.spec, self._device.store(self.spec), first_sequence=self._high_water[layer])
+        store = self._device.store(self.spec)
+        return Bank(self.spec, store, first_sequence=self._high_water[layer], usage=self.usage)
 
     def adopt(self, stream: str, layer: int, bank: Bank) -> None:
         """Makes `bank` the stream's, which exists from now on."""
-        self._streams.setdefault(stream, {})[layer] = bank
+        if stream not in self._streams:
+            self._streams[stream] = {}
+            self.usage.change(streams=1)
+        self._streams[stream][layer] = bank
 
     def forget(self, stream: str, layers: tuple[int, ...]) -> None:
         """Frees the stream's banks of these layers, and the stream with its last bank."""
-        held = self._streams.get(stream, {})
+        held = self._streams.get(stream)
+        if held is None:
+            return
         for layer in layers:
             bank = held.pop(layer, None)
             if bank is not None:
                 self._high_water[layer] = max(self._high_water[layer], bank.ring.next_sequence)
                 bank.clear()
         if not held:
-            self._streams.pop(stream, None)
+            del self._streams[stream]
+            self.usage.change(streams=-1)
 
     def next_sequence(self, stream: str, layer: int) -> int:
         """The id that the stream's next entry in this layer will have."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from recollect_server.domain.arrays import DenseArray, Float32, Int64
-from recollect_server.domain.identity import Caller
+from recollect_server.domain.identity import Principal
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.steps import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Attention:
 class Store(Protocol):
     """Keys and values of one bank, on one device. Slots are the `Ring`'s; a store knows no ids.
 
-    Not thread-safe: one dispatcher thread owns each device.
+    Reads pause between steps, and nothing is written to the store before they have ended. Not
+    thread-safe: one dispatcher thread owns each device.
     """
 
     def grow(self, allocated: int, live: Sequence[slice]) -> None:
@@ -62,11 +64,13 @@ class Store(Protocol):
         """Zeroes and releases the buffers."""
         ...
 
-    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Hits:
+    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Steps[Hits]:
         """The top_k live entries of queries [Hq, T, Dk] by inner product."""
         ...
 
-    def attend(self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float) -> Attention:
+    def attend(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float
+    ) -> Steps[Attention]:
         """softmax(scale * q.k) v over the top_k live entries."""
         ...
 
@@ -78,7 +82,7 @@ class Store(Protocol):
         scale: float,
         grad_output: DenseArray,
         grad_lse: Float32 | None,
-    ) -> Float32:
+    ) -> Steps[Float32]:
         """The gradient [Hq, T, Dk] of `attend` with respect to the queries, over `slots`."""
         ...
 
@@ -104,48 +108,15 @@ class Device(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceRecord:
-    """A namespace as the registry knows it."""
-
-    tenant: str
-    name: str
-    spec: NamespaceSpec
-    created_at_ms: int
-
-
-class NamespaceRegistry(Protocol):
-    """Which namespaces there are. Every call names the tenant; there is no call across tenants."""
-
-    def create(self, record: NamespaceRecord) -> bool:
-        """Registers a namespace; False, and no change, if the tenant has one of that name."""
-        ...
-
-    def get(self, tenant: str, name: str) -> NamespaceRecord | None:
-        """The record, or None."""
-        ...
-
-    def list(self, tenant: str, *, after: str, limit: int) -> list[NamespaceRecord]:
-        """Up to `limit` of the tenant's namespaces whose name sorts behind `after`, by name."""
-        ...
-
-    def count(self, tenant: str) -> int:
-        """How many namespaces the tenant has."""
-        ...
-
-    def delete(self, tenant: str, name: str) -> bool:
-        """Removes the record; False if there was none."""
-        ...
-
-
 class Authenticator(Protocol):
-    """Turns a credential into a caller. The only source of a tenant."""
+    """Turns a credential into a caller or an operator. The only source of a tenant."""
 
-    def authenticate(self, credential: str | None) -> Caller:
+    async def authenticate(self, credential: str | None) -> Principal:
         """Who this is.
 
         Raises:
             UnauthenticatedError: Nobody that the server knows.
+            RegistryUnavailableError: That cannot be told now.
         """
         ...
 

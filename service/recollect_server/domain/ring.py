@@ -14,6 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from recollect_server.domain.ages import Ages
+
 ALLOCATED_MIN = 64
 """Slots of a ring's first buffer (or its capacity, if that is smaller)."""
 
@@ -32,12 +34,15 @@ class Write:
 class Ring:
     """The bookkeeping of one bank: ids and times of its entries, and the slots they lie in.
 
-    12 bytes per allocated slot: an int64 id, and a uint32 second.
+    Light, because there is one for each layer of each stream: ids take no memory until single entries
+    are evicted (then 8 bytes per allocated slot), and times 12 bytes for each second in which entries came.
 
     Args:
         capacity: Most entries that live at once.
         first_sequence: Id of the first entry ever added.
     """
+
+    __slots__ = ("_ages", "_ids", "allocated", "capacity", "count", "head", "next_sequence")
 
     def __init__(self, capacity: int, *, first_sequence: int) -> None:
         self.capacity = capacity
@@ -45,13 +50,16 @@ class Ring:
         self.allocated = 0
         self.head = 0
         self.count = 0
-        self._ids: Int64 = np.empty(0, dtype=np.int64)
-        self._seconds: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+        # By slot; None while the live ids are the last `count` before next_sequence, without a gap.
+        self._ids: Int64 | None = None
+        self._ages = Ages()
 
     @property
     def first_id(self) -> int:
         """Id of the oldest entry; `next_sequence` if there is none."""
-        return int(self._ids[self.head]) if self.count else self.next_sequence
+        if self._ids is not None and self.count:
+            return int(self._ids[self.head])
+        return self.next_sequence - self.count
 
     def allocation_for(self, tokens: int) -> int:
         """Slots that the ring has to have before `tokens` entries are pushed."""
@@ -68,10 +76,10 @@ class Ring:
             The slices of the old window to copy there, in order.
         """
         old = self.segments()
-        ids, seconds = np.empty(allocated, dtype=np.int64), np.empty(allocated, dtype=np.uint32)
-        ids[: self.count] = self._in_order(self._ids)
-        seconds[: self.count] = self._in_order(self._seconds)
-        self._ids, self._seconds = ids, seconds
+        if self._ids is not None:
+            ids = np.empty(allocated, dtype=np.int64)
+            ids[: self.count] = self._in_order(self._ids)
+            self._ids = ids
         self.allocated, self.head = allocated, 0
         return old
 
@@ -91,10 +99,12 @@ class Ring:
         writes, token = [], tokens - kept
         for slots in _wrapped(start, kept, self.allocated):
             size = slots.stop - slots.start
-            self._ids[slots] = np.arange(token, token + size) + self.next_sequence
-            self._seconds[slots] = second
+            if self._ids is not None:
+                self._ids[slots] = np.arange(token, token + size) + self.next_sequence
             writes.append(Write(tokens=slice(token, token + size), slots=slots))
             token += size
+        if kept:
+            self._ages.note(self.next_sequence, second)
         self.count += kept
         self.next_sequence += tokens
         return writes, evicted
@@ -104,6 +114,8 @@ class Ring:
         entries = min(entries, self.count)
         self.count -= entries
         self.head = (self.head + entries) % self.allocated if self.count else 0
+        if entries:
+            self._forget_gaps()
 
     def keep(self, order: Int64) -> Int64:
         """Compacts the ring to the entries at `order` (ascending positions, 0 = oldest).
@@ -111,10 +123,11 @@ class Ring:
         Returns:
             Their slots before; afterwards they lie from slot 0 on.
         """
-        slots = self.slots_of_order(order)
-        self._ids[: order.size] = self._ids[slots]
-        self._seconds[: order.size] = self._seconds[slots]
+        slots, ids = self.slots_of_order(order), self.ids()[order]
+        self._ids = np.empty(self.allocated, dtype=np.int64)
+        self._ids[: order.size] = ids
         self.head, self.count = 0, order.size
+        self._forget_gaps()
         return slots
 
     def segments(self) -> list[slice]:
@@ -123,30 +136,49 @@ class Ring:
 
     def ids(self) -> Int64:
         """The live ids, ascending; a copy."""
-        return self._in_order(self._ids)
+        if self._ids is not None:
+            return self._in_order(self._ids)
+        return np.arange(self.next_sequence - self.count, self.next_sequence, dtype=np.int64)
 
     def seconds(self) -> NDArray[np.uint32]:
-        """When each live entry was added, in order of ids; a copy."""
-        return self._in_order(self._seconds)
+        """When each live entry was added, in order of ids."""
+        return self._ages.seconds_of(self.ids())
 
     def ids_of_slots(self, slots: Int64) -> Int64:
         """Ids of the entries in `slots` (any shape); -1 stays -1."""
         if self.allocated == 0:
             return np.full(slots.shape, -1, dtype=np.int64)
-        return np.where(slots >= 0, self._ids[slots], np.int64(-1))
+        if self._ids is not None:
+            return np.where(slots >= 0, self._ids[slots], np.int64(-1))
+        first = self.next_sequence - self.count
+        ids = slots + (first - self.head)
+        if self.head:  # the ring may wrap: slots before its head come last
+            ids[slots < self.head] += self.allocated
+        ids[slots < 0] = -1
+        return ids
 
     def slots_of_ids(self, ids: Int64) -> Int64:
         """Slots of `ids` (any shape); -1 where an id is not live."""
-        live = self.ids()
-        if live.size == 0:
+        if self.count == 0:
             return np.full(ids.shape, -1, dtype=np.int64)
-        order = np.searchsorted(live, ids).clip(max=live.size - 1)
-        found = live[order] == ids
-        return np.where(found, self.slots_of_order(order.astype(np.int64)), np.int64(-1))
+        if self._ids is None:
+            order = ids - (self.next_sequence - self.count)
+            found = (order >= 0) & (order < self.count)
+        else:
+            live = self.ids()
+            order = np.searchsorted(live, ids).clip(max=live.size - 1).astype(np.int64)
+            found = live[order] == ids
+        return np.where(found, self.slots_of_order(order), np.int64(-1))
 
     def slots_of_order(self, order: Int64) -> Int64:
         """Slots of the entries at positions `order` (0 = oldest)."""
         return (self.head + order) % max(1, self.allocated)
+
+    def _forget_gaps(self) -> None:
+        """Drops ids that have become implicit again, and times of entries that are gone."""
+        if self._ids is not None and self.first_id == self.next_sequence - self.count:
+            self._ids = None
+        self._ages.forget_before(self.first_id)
 
     def _in_order(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         return np.concatenate([array[s] for s in self.segments()] or [array[:0]])

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64, Raw, to_float32
 from recollect_server.domain.ports import Attention, Hits
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_cpu, faiss_cpu
+from recollect_server.engine.tiles import tokens_of_part
+
+NARROW_ROWS_MAX = 2**31
+"""Float32 keys are searched where they lie."""
 
 WIDENED_ROWS_MAX = 32_768
 """Half-precision keys are widened in blocks of so many rows, which bounds the scratch memory."""
 
-GATHERED_BYTES_MAX = 32 * 1024 * 1024
-"""Retrieved pairs are gathered in blocks of so many bytes, for the same reason."""
+GATHERED_BYTES_MAX = 1024 * 1024
+"""Retrieved pairs are gathered in blocks of so many bytes: in the cache, work on them is twice as fast."""
 
 
 class CpuDevice:
@@ -31,17 +38,21 @@ class CpuDevice:
     def __init__(self, *, threads: int = 0) -> None:
         if threads:
             faiss_cpu.use_threads(threads)
+        self._searcher = faiss_cpu.Searcher()
 
     def store(self, spec: NamespaceSpec) -> CpuStore:
         """An empty store."""
-        return CpuStore(spec)
+        return CpuStore(spec, self._searcher)
 
 
 class CpuStore:
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
-    def __init__(self, spec: NamespaceSpec) -> None:
+    __slots__ = ("_dtype", "_keys", "_searcher", "_spec", "_values")
+
+    def __init__(self, spec: NamespaceSpec, searcher: faiss_cpu.Searcher) -> None:
         self._dtype = spec.dtype
+        self._searcher = searcher
         self._keys = _zeros(spec, 0, spec.key_dim)
         self._values = _zeros(spec, 0, spec.value_dim)
         self._spec = spec
@@ -69,31 +80,44 @@ class CpuStore:
         self._keys = _zeros(self._spec, 0, self._spec.key_dim)
         self._values = _zeros(self._spec, 0, self._spec.value_dim)
 
-    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Hits:
+    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Steps[Hits]:
         """See `Store.search`."""
         q = queries.float32()  # [Hq, T, Dk]
         query_heads, tokens, key_dim = q.shape
         grouped = q.reshape(self._spec.heads, -1, key_dim)  # [Hkv, Hq/Hkv * T, Dk]
         scores = np.empty((*grouped.shape[:2], top_k), dtype=np.float32)
         slots = np.empty((*grouped.shape[:2], top_k), dtype=np.int64)
+        rows_max = NARROW_ROWS_MAX if self._dtype is Dtype.FLOAT32 else WIDENED_ROWS_MAX
         for head in range(self._spec.heads):
-            blocks = self._key_blocks(head, live)
-            scores[head], slots[head] = faiss_cpu.top_k_of(grouped[head], blocks, top_k)
+            keys_of = partial(self._keys_of, head)
+            scores[head], slots[head] = yield from self._searcher.top_k_of(
+                grouped[head], live, keys_of, top_k, rows_max=rows_max
+            )
         shape = (query_heads, tokens, top_k)
         return Hits(scores=scores.reshape(shape), slots=slots.reshape(shape))
 
-    def attend(self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float) -> Attention:
+    def attend(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float
+    ) -> Steps[Attention]:
         """See `Store.attend`."""
-        hits = self.search(queries, live, top_k)
+        hits = yield from self.search(queries, live, top_k)
         query_heads, tokens, _ = hits.slots.shape
         output = np.zeros((query_heads, tokens, self._spec.value_dim), dtype=np.float32)
         lse = np.full((query_heads, tokens), -np.inf, dtype=np.float32)
-        if live:
-            group = query_heads // self._spec.heads
-            for head, part in self._parts(query_heads, tokens, top_k):
+        if not live:
+            return Attention(output=output, lse=lse, slots=hits.slots)
+        group, each = query_heads // self._spec.heads, work.gathered(top_k, self._spec.value_dim)
+        left, most = (yield 0), self._gathered_tokens_max(top_k)
+        for head in range(query_heads):
+            first = 0
+            while first < tokens:
+                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
+                part = slice(first, first + size)
                 v = self._gather(self._values[head // group], hits.slots[head, part])  # [t, K, Dv]
                 scaled = np.float32(scale) * hits.scores[head, part]
                 output[head, part], lse[head, part] = attention_cpu.attend(scaled, v)
+                first += size
+                left = yield size * each
         return Attention(output=output, lse=lse, slots=hits.slots)
 
     def attend_backward(
@@ -104,24 +128,33 @@ class CpuStore:
         scale: float,
         grad_output: DenseArray,
         grad_lse: Float32 | None,
-    ) -> Float32:
+    ) -> Steps[Float32]:
         """See `Store.attend_backward`."""
+        left = yield 0
         q, go = queries.float32(), grad_output.float32()
         gradient = np.zeros(q.shape, dtype=np.float32)
         if not (slots >= 0).any():
             return gradient
-        group = slots.shape[0] // self._spec.heads
-        for head, part in self._parts(*slots.shape):
-            chosen = slots[head, part]
-            gradient[head, part] = attention_cpu.attend_backward(
-                q[head, part],
-                self._gather(self._keys[head // group], chosen),
-                self._gather(self._values[head // group], chosen),
-                present=chosen >= 0,
-                scale=scale,
-                grad_output=go[head, part],
-                grad_lse=None if grad_lse is None else grad_lse[head, part],
-            )
+        query_heads, tokens, top_k = slots.shape
+        group, most = query_heads // self._spec.heads, self._gathered_tokens_max(top_k)
+        each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
+        for head in range(query_heads):
+            first = 0
+            while first < tokens:
+                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
+                part = slice(first, first + size)
+                chosen = slots[head, part]
+                gradient[head, part] = attention_cpu.attend_backward(
+                    q[head, part],
+                    self._gather(self._keys[head // group], chosen),
+                    self._gather(self._values[head // group], chosen),
+                    present=chosen >= 0,
+                    scale=scale,
+                    grad_output=go[head, part],
+                    grad_lse=None if grad_lse is None else grad_lse[head, part],
+                )
+                first += size
+                left = yield size * each
         return gradient
 
     def keys(self, slots: Int64) -> DenseArray:
@@ -132,22 +165,13 @@ class CpuStore:
         """See `Store.values`."""
         return self._pairs(self._values, slots)
 
-    def _key_blocks(self, head: int, live: Sequence[slice]) -> Iterator[tuple[int, Float32]]:
-        """The live keys of a head as float32 with their first slot: in place, or widened in blocks."""
-        for segment in live:
-            step = segment.stop - segment.start
-            if self._dtype is not Dtype.FLOAT32:
-                step = min(step, WIDENED_ROWS_MAX)
-            for first in range(segment.start, segment.stop, step):
-                rows = self._keys[head, first : min(first + step, segment.stop)]
-                yield first, to_float32(rows, self._dtype)
+    def _keys_of(self, head: int, slots: slice) -> Float32:
+        """Keys [n, Dk] of a head as float32: in place, or widened."""
+        return to_float32(self._keys[head, slots], self._dtype)
 
-    def _parts(self, query_heads: int, tokens: int, top_k: int) -> Iterator[tuple[int, slice]]:
+    def _gathered_tokens_max(self, top_k: int) -> int:
         widest = max(self._spec.key_dim, self._spec.value_dim)
-        step = max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
-        for head in range(query_heads):
-            for first in range(0, tokens, step):
-                yield head, slice(first, min(first + step, tokens))
+        return max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
 
     def _gather(self, rows: Raw, slots: Int64) -> Float32:
         """Rows [t, K, D] of one head's buffer [slots, D]; of any finite content for slot -1."""

@@ -6,17 +6,20 @@ that is how it is tested where there is no GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.ports import Attention, Hits
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_torch
+from recollect_server.engine.tiles import queries_of_tile, rows_of_tile, tokens_of_part
 from recollect_server.engine.torch_search import Search, search_for
 
 TORCH_TYPES = {
@@ -55,6 +58,8 @@ class TorchDevice:
 class TorchStore:
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
+    __slots__ = ("_device", "_keys", "_spec", "_top_k_of", "_values")
+
     def __init__(self, spec: NamespaceSpec, device: torch.device, search: Search) -> None:
         self._spec = spec
         self._device = device
@@ -87,22 +92,32 @@ class TorchStore:
         self._keys = self._zeros(0, self._spec.key_dim)
         self._values = self._zeros(0, self._spec.value_dim)
 
-    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Hits:
+    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Steps[Hits]:
         """See `Store.search`."""
-        scores, slots = self._search(self._upload(queries), live, top_k)
+        scores, slots = yield from self._search(self._upload(queries), live, top_k)
         return Hits(scores=scores.cpu().numpy(), slots=slots.cpu().numpy())
 
-    def attend(self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float) -> Attention:
+    def attend(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float
+    ) -> Steps[Attention]:
         """See `Store.attend`."""
-        q = self._upload(queries)
-        scores, slots = self._search(q, live, top_k)  # [Hq, T, K]
-        output = torch.zeros((*slots.shape[:2], self._spec.value_dim), device=self._device)
-        lse = torch.full(slots.shape[:2], float("-inf"), device=self._device)
+        scores, slots = yield from self._search(self._upload(queries), live, top_k)  # [Hq, T, K]
+        query_heads, tokens, _ = slots.shape
+        output = torch.zeros((query_heads, tokens, self._spec.value_dim), device=self._device)
+        lse = torch.full((query_heads, tokens), float("-inf"), device=self._device)
         if live:
-            group = slots.shape[0] // self._spec.heads
-            for head, part in self._parts(slots):
-                v = _gather(self._values[head // group], slots[head, part])  # [t, K, Dv]
-                output[head, part], lse[head, part] = attention_torch.attend(scale * scores[head, part], v)
+            group, each = query_heads // self._spec.heads, work.gathered(top_k, self._spec.value_dim)
+            left, most = (yield 0), self._gathered_tokens_max(top_k)
+            for head in range(query_heads):
+                first = 0
+                while first < tokens:
+                    size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
+                    part = slice(first, first + size)
+                    v = _gather(self._values[head // group], slots[head, part])  # [t, K, Dv]
+                    scaled = scale * scores[head, part]
+                    output[head, part], lse[head, part] = attention_torch.attend(scaled, v)
+                    first += size
+                    left = yield from self._pause(size * each)
         return Attention(output=output.cpu().numpy(), lse=lse.cpu().numpy(), slots=slots.cpu().numpy())
 
     def attend_backward(
@@ -113,25 +128,34 @@ class TorchStore:
         scale: float,
         grad_output: DenseArray,
         grad_lse: Float32 | None,
-    ) -> Float32:
+    ) -> Steps[Float32]:
         """See `Store.attend_backward`."""
+        left = yield 0
         q, go = self._upload(queries).float(), self._upload(grad_output).float()
         gradient = torch.zeros_like(q)
         if not (slots >= 0).any():
             return np.zeros(gradient.shape, dtype=np.float32)
         chosen = torch.from_numpy(slots).to(self._device)
         glse = None if grad_lse is None else torch.from_numpy(grad_lse.copy()).to(self._device)
-        group = slots.shape[0] // self._spec.heads
-        for head, part in self._parts(chosen):
-            gradient[head, part] = attention_torch.attend_backward(
-                q[head, part],
-                _gather(self._keys[head // group], chosen[head, part]),
-                _gather(self._values[head // group], chosen[head, part]),
-                present=chosen[head, part] >= 0,
-                scale=scale,
-                grad_output=go[head, part],
-                grad_lse=None if glse is None else glse[head, part],
-            )
+        query_heads, tokens, top_k = slots.shape
+        group, most = query_heads // self._spec.heads, self._gathered_tokens_max(top_k)
+        each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
+        for head in range(query_heads):
+            first = 0
+            while first < tokens:
+                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
+                part = slice(first, first + size)
+                gradient[head, part] = attention_torch.attend_backward(
+                    q[head, part],
+                    _gather(self._keys[head // group], chosen[head, part]),
+                    _gather(self._values[head // group], chosen[head, part]),
+                    present=chosen[head, part] >= 0,
+                    scale=scale,
+                    grad_output=go[head, part],
+                    grad_lse=None if glse is None else glse[head, part],
+                )
+                first += size
+                left = yield from self._pause(size * each)
         result: Float32 = gradient.cpu().numpy()
         return result
 
@@ -143,35 +167,40 @@ class TorchStore:
         """See `Store.values`."""
         return self._pairs(self._values, slots)
 
-    def _search(self, q: Tensor, live: Sequence[slice], top_k: int) -> tuple[Tensor, Tensor]:
+    def _search(self, q: Tensor, live: Sequence[slice], top_k: int) -> Steps[tuple[Tensor, Tensor]]:
         """Scores float32 and slots int64 [Hq, T, K] of q [Hq, T, Dk]."""
+        left = yield 0
         grouped = q.reshape(self._spec.heads, -1, q.shape[-1])  # [Hkv, Hq/Hkv * T, Dk]
-        shape = (*grouped.shape[:2], top_k)
-        scores = torch.full(shape, float("-inf"), device=self._device)
-        slots = torch.full(shape, -1, dtype=torch.int64, device=self._device)
+        count, dim = grouped.shape[1:]
+        scores = torch.full((*grouped.shape[:2], top_k), float("-inf"), device=self._device)
+        slots = torch.full(scores.shape, -1, dtype=torch.int64, device=self._device)
         for head in range(self._spec.heads):
-            found = [self._segment_top_k(grouped[head], head, segment, top_k) for segment in live]
-            if found:
-                best = torch.cat([s for s, _ in found], dim=1)
-                order = best.argsort(dim=1, descending=True, stable=True)[:, :top_k]
-                kept = order.shape[1]
-                scores[head, :, :kept] = best.gather(1, order)
-                slots[head, :, :kept] = torch.cat([s for _, s in found], dim=1).gather(1, order)
+            for segment in live:
+                first = segment.start
+                while first < segment.stop:
+                    rows = rows_of_tile(left, queries=count, rows=segment.stop - first, dim=dim)
+                    keys = self._keys[head, first : first + rows]  # [n, Dk]: a view
+                    done = 0
+                    while done < count:
+                        size = queries_of_tile(left, queries=count - done, rows=rows, dim=dim)
+                        part = slice(done, done + size)
+                        # FAISS pads beyond the rows and aborts on an empty database: ask for what there is.
+                        found, hits = self._top_k_of(grouped[head, part], keys, min(top_k, rows))
+                        _merge(scores[head, part], slots[head, part], found, hits + first)
+                        done += size
+                        left = yield from self._pause(work.searched(size, rows, dim))
+                    first += rows
         return scores.view(*q.shape[:2], top_k), slots.view(*q.shape[:2], top_k)
 
-    def _segment_top_k(self, q: Tensor, head: int, segment: slice, top_k: int) -> tuple[Tensor, Tensor]:
-        keys = self._keys[head, segment]  # [n, Dk]: a view
-        # FAISS pads beyond the rows and aborts on an empty database: ask for what there is.
-        scores, rows = self._top_k_of(q, keys, min(top_k, len(keys)))
-        return scores, rows + segment.start
+    def _pause(self, done: int) -> Steps[int]:
+        """Yields once what it is given to have done has been done."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return (yield done)
 
-    def _parts(self, slots: Tensor) -> Iterator[tuple[int, slice]]:
-        heads, tokens, top_k = slots.shape
+    def _gathered_tokens_max(self, top_k: int) -> int:
         widest = max(self._spec.key_dim, self._spec.value_dim)
-        step = max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
-        for head in range(heads):
-            for first in range(0, tokens, step):
-                yield head, slice(first, min(first + step, tokens))
+        return max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
 
     def _pairs(self, buffer: Tensor, slots: Int64) -> DenseArray:
         chosen = torch.from_numpy(slots).to(self._device)
@@ -196,6 +225,14 @@ class TorchStore:
 def _gather(rows: Tensor, slots: Tensor) -> Tensor:
     """Rows [t, K, D] in float32 of one head's buffer [slots, D]; of any finite content for slot -1."""
     return rows[slots.clamp(min=0)].float()
+
+
+def _merge(scores: Tensor, slots: Tensor, more_scores: Tensor, more_slots: Tensor) -> None:
+    """Keeps the best of both in `scores` and `slots` [N, K], which begin as -inf and -1."""
+    both = torch.cat([scores, more_scores], dim=1)
+    order = both.argsort(dim=1, descending=True, stable=True)[:, : scores.shape[1]]
+    scores[:] = both.gather(1, order)
+    slots[:] = torch.cat([slots, more_slots], dim=1).gather(1, order)
 
 
 def _moved(old: Tensor, new: Tensor, live: Sequence[slice]) -> Tensor:

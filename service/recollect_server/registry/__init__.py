@@ -1,1 +1,1 @@
-"""Which namespaces and tenants there are."""
+"""What all servers of an installation agree on: tenants, keys, namespaces, the audit log."""

@@ -1,4 +1,4 @@
-"""Who a credential belongs to. Tenants with keys come with the issue on tenants; this is the seam."""
+"""Who a credential belongs to, where there is one tenant and no key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SingleTenant:
     def __init__(self, tenant: str = DEV_TENANT) -> None:
         self._caller = Caller(tenant=tenant)
 
-    def authenticate(self, credential: str | None) -> Caller:
+    async def authenticate(self, credential: str | None) -> Caller:
         """See `Authenticator.authenticate`; any credential and none is the one tenant's."""
         del credential
         return self._caller

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from recollect.v1 import memory_pb2 as pb
+from recollect_server.application import cursors
 from recollect_server.application.catalog import Catalog
-from recollect_server.application.commands import Add, Attend, AttendBackward, Evict, Search
+from recollect_server.application.commands import Add, Attend, AttendBackward, Describe, Evict, Search
 from recollect_server.application.memory import Memory
+from recollect_server.application.namespaces import Namespaces
+from recollect_server.application.turns import Turns
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.eviction import (
     BeforeSequence,
@@ -17,18 +20,19 @@ from recollect_server.domain.eviction import (
     Oldest,
     Selector,
 )
-from recollect_server.domain.identity import Caller
 from recollect_server.rpc import namespaces, tensors
+from recollect_server.rpc.call import Call
 from recollect_server.rpc.namespaces import ServerFacts
 
 
 class MemoryCalls:
     """`MemoryService`, one method for each of its calls, in snake case."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, turns: Turns) -> None:
         self._memory = memory
+        self._turns = turns
 
-    def add(self, caller: Caller, request: pb.AddRequest) -> pb.AddResponse:
+    async def add(self, call: Call, request: pb.AddRequest) -> pb.AddResponse:
         """Appends entries."""
         command = Add(
             namespace=request.namespace,
@@ -39,12 +43,12 @@ class MemoryCalls:
             lengths=tuple(request.lengths),
             request_id=request.request_id,
         )
-        added = self._memory.add(caller, command)
+        added = await self._turns.take(call.caller, command, self._memory.add, times=call.times)
         return pb.AddResponse(
             first_ids=added.first_ids, next_sequences=added.next_sequences, evicted=added.evicted
         )
 
-    def search(self, caller: Caller, request: pb.SearchRequest) -> pb.SearchResponse:
+    async def search(self, call: Call, request: pb.SearchRequest) -> pb.SearchResponse:
         """The top_k entries of each query."""
         command = Search(
             namespace=request.namespace,
@@ -57,7 +61,7 @@ class MemoryCalls:
             min_sequences=tuple(request.min_sequences),
             missing_ok=request.missing_ok,
         )
-        found = self._memory.search(caller, command)
+        found = await self._turns.take(call.caller, command, self._memory.search, times=call.times)
         return pb.SearchResponse(
             scores=tensors.float32_to_wire(found.scores),
             ids=tensors.entry_ids_to_wire(found.ids),
@@ -66,7 +70,7 @@ class MemoryCalls:
             next_sequences=found.next_sequences,
         )
 
-    def attend(self, caller: Caller, request: pb.AttendRequest) -> pb.AttendResponse:
+    async def attend(self, call: Call, request: pb.AttendRequest) -> pb.AttendResponse:
         """Attention over the top_k entries of each query."""
         command = Attend(
             namespace=request.namespace,
@@ -79,7 +83,7 @@ class MemoryCalls:
             min_sequences=tuple(request.min_sequences),
             missing_ok=request.missing_ok,
         )
-        attended = self._memory.attend(caller, command)
+        attended = await self._turns.take(call.caller, command, self._memory.attend, times=call.times)
         return pb.AttendResponse(
             output=tensors.to_wire(attended.output),
             lse=tensors.float32_to_wire(attended.lse),
@@ -87,7 +91,9 @@ class MemoryCalls:
             next_sequences=attended.next_sequences,
         )
 
-    def attend_backward(self, caller: Caller, request: pb.AttendBackwardRequest) -> pb.AttendBackwardResponse:
+    async def attend_backward(
+        self, call: Call, request: pb.AttendBackwardRequest
+    ) -> pb.AttendBackwardResponse:
         """The gradient of `attend` with respect to the queries."""
         has_lse = request.HasField("grad_lse")
         command = AttendBackward(
@@ -100,10 +106,12 @@ class MemoryCalls:
             grad_output=tensors.dense("grad_output", request.grad_output),
             grad_lse=tensors.float32("grad_lse", request.grad_lse) if has_lse else None,
         )
-        gradient = self._memory.attend_backward(caller, command)
+        gradient = await self._turns.take(
+            call.caller, command, self._memory.attend_backward, times=call.times
+        )
         return pb.AttendBackwardResponse(grad_queries=tensors.to_wire(gradient))
 
-    def evict(self, caller: Caller, request: pb.EvictRequest) -> pb.EvictResponse:
+    async def evict(self, call: Call, request: pb.EvictRequest) -> pb.EvictResponse:
         """Removes entries."""
         command = Evict(
             namespace=request.namespace,
@@ -113,54 +121,62 @@ class MemoryCalls:
             request_id=request.request_id,
             missing_ok=request.missing_ok,
         )
-        return pb.EvictResponse(evicted=self._memory.evict(caller, command))
+        evicted = await self._turns.take(call.caller, command, self._memory.evict, times=call.times)
+        return pb.EvictResponse(evicted=evicted)
 
 
 class NamespaceCalls:
     """`NamespaceService`, one method for each of its calls, in snake case."""
 
-    def __init__(self, catalog: Catalog, facts: ServerFacts) -> None:
+    def __init__(self, catalog: Catalog, whole: Namespaces, facts: ServerFacts) -> None:
         self._catalog = catalog
+        self._whole = whole
         self._facts = facts
 
-    def create_namespace(
-        self, caller: Caller, request: pb.CreateNamespaceRequest
+    async def create_namespace(
+        self, call: Call, request: pb.CreateNamespaceRequest
     ) -> pb.CreateNamespaceResponse:
         """Makes a namespace."""
-        record = self._catalog.create(
-            caller, request.name, spec=namespaces.spec_of(request.spec), exist_ok=request.exist_ok
+        record = await self._catalog.create(
+            call.caller,
+            request.name,
+            spec=namespaces.spec_of(request.spec),
+            exist_ok=request.exist_ok,
+            origin=call.origin,
         )
         return pb.CreateNamespaceResponse(namespace=namespaces.to_wire(record))
 
-    def get_namespace(self, caller: Caller, request: pb.GetNamespaceRequest) -> pb.GetNamespaceResponse:
+    async def get_namespace(self, call: Call, request: pb.GetNamespaceRequest) -> pb.GetNamespaceResponse:
         """Describes a namespace."""
-        record = self._catalog.get(caller, request.name)
-        return pb.GetNamespaceResponse(namespace=namespaces.to_wire(record))
+        namespace = await self._catalog.get(call.caller, request.name)
+        return pb.GetNamespaceResponse(namespace=namespaces.to_wire(namespace.record))
 
-    def list_namespaces(self, caller: Caller, request: pb.ListNamespacesRequest) -> pb.ListNamespacesResponse:
+    async def list_namespaces(
+        self, call: Call, request: pb.ListNamespacesRequest
+    ) -> pb.ListNamespacesResponse:
         """A page of the caller's namespaces, by name."""
-        after = namespaces.name_of_token(request.page_token)
-        records, last = self._catalog.list(caller, page_size=request.page_size, after=after)
+        after = cursors.position(request.page_token, call.caller.tenant)
+        records, last = await self._catalog.list(call.caller, page_size=request.page_size, after=after)
         return pb.ListNamespacesResponse(
             namespaces=[namespaces.to_wire(record) for record in records],
-            next_page_token=namespaces.token_of_name(last),
+            next_page_token=cursors.token(last, call.caller.tenant),
         )
 
-    def delete_namespace(
-        self, caller: Caller, request: pb.DeleteNamespaceRequest
+    async def delete_namespace(
+        self, call: Call, request: pb.DeleteNamespaceRequest
     ) -> pb.DeleteNamespaceResponse:
         """Deletes a namespace and frees its memory."""
-        self._catalog.delete(caller, request.name, missing_ok=request.missing_ok)
+        await self._whole.delete(call.caller, request.name, missing_ok=request.missing_ok, origin=call.origin)
         return pb.DeleteNamespaceResponse()
 
-    def get_stats(self, caller: Caller, request: pb.GetStatsRequest) -> pb.GetStatsResponse:
+    async def get_stats(self, call: Call, request: pb.GetStatsRequest) -> pb.GetStatsResponse:
         """What a namespace holds."""
-        stats = self._catalog.stats(caller, request.namespace, streams=tuple(request.streams))
-        return namespaces.stats_to_wire(stats)
+        command = Describe(request.namespace, tuple(request.streams))
+        return namespaces.stats_to_wire(await self._whole.describe(call.caller, command, times=call.times))
 
-    def get_server_info(self, caller: Caller, request: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
+    async def get_server_info(self, call: Call, request: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
         """Version, device and limits."""
-        del caller, request
+        del call, request
         return namespaces.facts_to_wire(self._facts)
 
 

@@ -1,12 +1,11 @@
-"""Where a call comes in, from a socket or from the same process: who is it, and whose turn is it."""
+"""Where a call comes in, from a socket or from the same process: who is it, may it, and then what it asks."""
 
 from __future__ import annotations
 
 import logging
 import re
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from google.protobuf import message_factory
@@ -14,15 +13,34 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.application.dispatch import Dispatcher
-from recollect_server.domain.errors import InternalError, RecollectError
+from recollect_server.application.admission import Admission
+from recollect_server.application.catalog import Catalog
+from recollect_server.application.dispatch import DRAINING_RETRY_S
+from recollect_server.domain.errors import DrainingError, InternalError, RecollectError, UnauthenticatedError
 from recollect_server.domain.identity import Caller
 from recollect_server.domain.ports import Authenticator
+from recollect_server.domain.telemetry import Telemetry
+from recollect_server.rpc.access import ACCESS, require_scope
+from recollect_server.rpc.call import Arrival, Call, Trail
 from recollect_server.rpc.calls import MemoryCalls, NamespaceCalls
+from recollect_server.rpc.status import status_of
 
 log = logging.getLogger(__name__)
 
 SERVICES = tuple(pb.DESCRIPTOR.services_by_name.values())
+
+METHODS = tuple(method.name for service in SERVICES for method in service.methods)
+
+EVICTION_CAUSES = {"Add": "capacity", "Evict": "request"}
+"""Why entries go in the calls whose answer counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message, and how long it was on the wire."""
+
+    message: Message
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +49,39 @@ class Route:
 
     path: str
     request_type: type[Message]
-    call: Callable[[Caller, Message], Message]
+    run: Callable[[Call, Message], Awaitable[Message]]
 
 
 class Endpoint:
-    """All routes, behind authentication and the device's queue.
+    """All routes, each behind authentication, its scope, and admission.
 
     Args:
         authenticator: The only source of a call's tenant.
-        dispatcher: Of the device that the calls run on.
+        admission: Who may begin a call now.
+        catalog: For the quotas of a caller's tenant.
         memory: `MemoryService`.
         namespaces: `NamespaceService`.
+        telemetry: Told of every call.
+
+    Raises:
+        KeyError: A method of the wire has no row in `ACCESS`.
     """
 
     def __init__(
         self,
         authenticator: Authenticator,
-        dispatcher: Dispatcher,
+        admission: Admission,
         *,
+        catalog: Catalog,
         memory: MemoryCalls,
         namespaces: NamespaceCalls,
+        telemetry: Telemetry,
     ) -> None:
         self._authenticator = authenticator
-        self._dispatcher = dispatcher
+        self._admission = admission
+        self._catalog = catalog
+        self._telemetry = telemetry
+        self.is_draining = False
         calls: dict[str, MemoryCalls | NamespaceCalls] = {
             "MemoryService": memory,
             "NamespaceService": namespaces,
@@ -63,49 +91,62 @@ class Endpoint:
             for service in SERVICES
             for route in (_route(method, calls[service.name]) for method in service.methods)
         }
+        missing = self.routes.keys() - ACCESS.keys()
+        if missing:
+            raise KeyError(f"no scope is declared in rpc/access.py for {sorted(missing)}")
 
-    def authenticate(self, credential: str | None) -> Caller:
-        """Who is calling. Comes before a message is read.
-
-        Raises:
-            UnauthenticatedError: Nobody that the server knows.
-        """
-        return self._authenticator.authenticate(credential)
-
-    def start(
-        self, caller: Caller, path: str, *, request: Message, deadline_s: float | None
-    ) -> Future[Message]:
-        """Queues a call.
+    async def call(self, arrival: Arrival, receive: Callable[[Route], Awaitable[Received]]) -> Message:
+        """Makes one call.
 
         Args:
-            caller: From `authenticate`.
-            path: "/recollect.v1.MemoryService/Attend".
-            request: Of the route's type.
-            deadline_s: In `time.monotonic()` seconds.
-
-        Returns:
-            The response to come, or a RecollectError.
+            arrival: What is known of it before its message.
+            receive: Reads the message; called once the caller is known and let in.
 
         Raises:
-            RecollectError: Refused before it was queued.
+            RecollectError: Refused, or it failed.
         """
-        route = self.routes[path]
-        return self._dispatcher.submit(lambda: _run(route, caller, request), deadline_s=deadline_s)
+        trail = Trail(arrival)
+        try:
+            response = await self._call(arrival, receive, trail)
+        except RecollectError as error:
+            self._telemetry.call_ended(trail.ended(status_of(error).name, error))
+            raise
+        except Exception as defect:
+            internal = InternalError(error_id=uuid.uuid4().hex)
+            log.exception("%s failed; error id %s", arrival.path, internal.error_id)
+            self._telemetry.call_ended(trail.ended(status_of(internal).name, internal))
+            raise internal from defect
+        except BaseException:  # cancelled: its caller hung up
+            self._telemetry.call_ended(trail.ended("CANCELLED"))
+            raise
+        self._telemetry.call_ended(trail.ended("OK"))
+        return response
 
-    def drain(self) -> None:
-        """Refuses new calls; returns when those queued are done."""
-        self._dispatcher.drain()
+    async def _call(
+        self, arrival: Arrival, receive: Callable[[Route], Awaitable[Received]], trail: Trail
+    ) -> Message:
+        call = trail.known(await self._caller(arrival.credential))
+        route = self.routes[arrival.path]
+        require_scope(call.caller, route.path)
+        if self.is_draining:
+            raise DrainingError("the server is shutting down", retry_after_s=DRAINING_RETRY_S)
+        quotas = await self._catalog.quotas(call.caller)
+        with self._admission.begin(call.caller.tenant, quotas) as admitted:
+            received = await receive(route)
+            trail.request_bytes = received.bytes
+            admitted.holds(received.bytes)
+            response = await route.run(call, received.message)
+        trail.response_bytes = response.ByteSize()
+        if isinstance(response, (pb.AddResponse, pb.EvictResponse)) and response.evicted:
+            cause = EVICTION_CAUSES[arrival.path.rpartition("/")[2]]
+            self._telemetry.evicted(call.caller.tenant, response.evicted, cause=cause)
+        return response
 
-
-def _run(route: Route, caller: Caller, request: Message) -> Message:
-    try:
-        return route.call(caller, request)
-    except RecollectError:
-        raise
-    except Exception as defect:
-        error = InternalError(error_id=uuid.uuid4().hex)
-        log.exception("%s failed; error id %s", route.path, error.error_id)
-        raise error from defect
+    async def _caller(self, credential: str | None) -> Caller:
+        principal = await self._authenticator.authenticate(credential)
+        if not isinstance(principal, Caller):
+            raise UnauthenticatedError  # operators have no memories, and their keys no business here
+        return principal
 
 
 def _route(method: MethodDescriptor, calls: MemoryCalls | NamespaceCalls) -> Route:
@@ -113,5 +154,5 @@ def _route(method: MethodDescriptor, calls: MemoryCalls | NamespaceCalls) -> Rou
     return Route(
         path=f"/{method.containing_service.full_name}/{method.name}",
         request_type=message_factory.GetMessageClass(method.input_type),
-        call=getattr(calls, name),
+        run=getattr(calls, name),
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.application.commands import Stats
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
-from recollect_server.domain.ports import NamespaceRecord
+from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.rpc.tensors import DTYPES, WIRE_DTYPES, dtype_name
 
@@ -87,22 +85,3 @@ def facts_to_wire(facts: ServerFacts) -> pb.GetServerInfoResponse:
     advertised = [field.name for field in pb.Limits.DESCRIPTOR.fields]
     limits = pb.Limits(**{name: getattr(facts.limits, name) for name in advertised})
     return pb.GetServerInfoResponse(version=facts.version, device=facts.device, limits=limits)
-
-
-def token_of_name(name: str) -> str:
-    """A page token, opaque to callers; "" for the end."""
-    return base64.urlsafe_b64encode(name.encode()).decode() if name else ""
-
-
-def name_of_token(token: str) -> str:
-    """The name behind which a page begins.
-
-    Raises:
-        InvalidArgumentError: Not a token that this server gave out.
-    """
-    try:
-        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeError):
-        raise InvalidArgumentError(
-            "page_token", "is not one of this server's; take next_page_token of the page before"
-        ) from None

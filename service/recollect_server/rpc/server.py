@@ -15,10 +15,16 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from recollect_server.domain.errors import InternalError, InvalidArgumentError, RecollectError
+from recollect_server.domain.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    RecollectError,
+)
 from recollect_server.domain.limits import Limits
-from recollect_server.rpc.endpoint import SERVICES, Endpoint, Route
-from recollect_server.rpc.listen import ListenAddress
+from recollect_server.domain.listen import ListenAddress
+from recollect_server.rpc.call import Arrival
+from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Route
 from recollect_server.rpc.status import detail_of, status_of
 
 log = logging.getLogger(__name__)
@@ -27,6 +33,9 @@ ERROR_DETAIL_KEY = "recollect-error-bin"
 
 ENVELOPE_BYTES = 64 * 1024
 """Room for names and numbers beside a message's tensors."""
+
+DEADLINE_S_MAX = 10.0 * 365 * 86_400
+"""A call without a deadline has one at the end of gRPC's time: what is beyond this is none."""
 
 Context = grpc.aio.ServicerContext[bytes, Message]
 
@@ -38,11 +47,25 @@ class RpcServer:
         endpoint: What to serve.
         listen: Where; at least one address.
         limits: `message_bytes_max` bounds what is received.
+        credentials: Certificates for the TCP addresses; None: they are served without TLS.
+        is_dev: Whoever reaches it may do everything, so its unix sockets are its owner's alone, and it
+            describes itself (gRPC reflection).
     """
 
-    def __init__(self, endpoint: Endpoint, listen: list[ListenAddress], *, limits: Limits) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        listen: list[ListenAddress],
+        *,
+        limits: Limits,
+        credentials: grpc.ServerCredentials | None = None,
+        is_dev: bool = False,
+    ) -> None:
         self._endpoint = endpoint
         self._listen = listen
+        self._limits = limits
+        self._credentials = credentials
+        self._socket_mode = 0o600 if is_dev else 0o660
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -53,10 +76,11 @@ class RpcServer:
         )
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [service.full_name for service in SERVICES]
-        reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
-        )
+        if is_dev:
+            names = [service.full_name for service in SERVICES]
+            reflection.enable_server_reflection(
+                [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+            )
 
     async def start(self) -> list[str]:
         """Binds and serves.
@@ -71,50 +95,66 @@ class RpcServer:
         await self._server.start()
         for address in self._listen:
             if address.path is not None:
-                # In dev mode whoever can open the socket may do everything: that is its owner alone.
-                os.chmod(address.path, 0o600)
+                os.chmod(address.path, self._socket_mode)
         for name in ("", *(service.full_name for service in SERVICES)):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return bound
 
-    async def stop(self, *, grace_s: float) -> None:
-        """Drains: not healthy, no new calls, those in flight get `grace_s` to finish."""
+    async def drain(self) -> None:
+        """Not healthy, no new calls; those in flight go on."""
+        self._endpoint.is_draining = True
         await self._health.enter_graceful_shutdown()
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Drains, and ends when the calls in flight have, or after `grace_s`."""
+        await self.drain()
         await self._server.stop(grace_s)
-        await asyncio.to_thread(self._endpoint.drain)
 
     def _bind(self, address: ListenAddress) -> str:
         # gRPC replaces a socket file, which is right after a crash and wrong while its server runs.
         if address.path is not None and _is_served(address.path):
             raise OSError(f"cannot listen on {address}: another server does already")
         try:
-            port = self._server.add_insecure_port(address.grpc_target)
+            port = self._add_port(address)
         except RuntimeError as refused:
             raise OSError(f"cannot listen on {address}: {refused}") from refused
-        return str(address.with_port(port))
+        return address.with_port(port).url(tls=self._credentials is not None)
+
+    def _add_port(self, address: ListenAddress) -> int:
+        if self._credentials is None or address.path is not None:
+            return self._server.add_insecure_port(address.grpc_target)
+        return self._server.add_secure_port(address.grpc_target, self._credentials)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, Message]]] = {}
         for route in self._endpoint.routes.values():
             _, service, method = route.path.split("/")
-            by_service.setdefault(service, {})[method] = grpc.unary_unary_rpc_method_handler(
+            # On the wire a unary call is a stream of one message. Taken as a stream, the message stays in the
+            # transport's window until it is asked for: nothing of it is read before the caller is known.
+            by_service.setdefault(service, {})[method] = grpc.stream_unary_rpc_method_handler(
                 self._unary(route),
                 # Messages are read in the handler: gRPC would answer what is none with UNKNOWN.
                 response_serializer=_serialized,
             )
         return [grpc.method_handlers_generic_handler(name, calls) for name, calls in by_service.items()]
 
-    def _unary(self, route: Route) -> Callable[[bytes, Context], Awaitable[Message]]:
-        async def unary(request: bytes, context: Context) -> Message:
+    def _unary(self, route: Route) -> Callable[[object, Context], Awaitable[Message]]:
+        async def unary(_: object, context: Context) -> Message:
+            async def receive(route: Route) -> Received:
+                # The first byte of the message that is read: its caller is known and let in.
+                try:
+                    async with asyncio.timeout(self._limits.receive_s_max):
+                        raw = await context.read()
+                except TimeoutError:
+                    raise DeadlineExceededError(
+                        f"the request did not arrive within {self._limits.receive_s_max} s"
+                    ) from None
+                if not isinstance(raw, bytes):  # the call was closed without a message
+                    raise InvalidArgumentError("request", "is missing")
+                return Received(_message(route, raw), len(raw))
+
             try:
-                caller = self._endpoint.authenticate(_credential(context))
-                future = self._endpoint.start(
-                    caller,
-                    route.path,
-                    request=_message(route, request),
-                    deadline_s=time.monotonic() + context.time_remaining(),
-                )
-                return await asyncio.wrap_future(future)
+                return await self._endpoint.call(_arrival(route, context), receive)
             except RecollectError as error:
                 return await _abort(context, error)
 
@@ -147,11 +187,23 @@ def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _credential(context: Context) -> str | None:
-    """The token of `authorization: Bearer TOKEN`, or None."""
+def _arrival(route: Route, context: Context) -> Arrival:
+    sent: dict[str, str] = {}
     for key, value in context.invocation_metadata() or grpc.aio.Metadata():
-        if key == "authorization":
-            text = value.decode("latin-1") if isinstance(value, bytes) else value
-            scheme, _, token = text.partition(" ")
-            return token if scheme.lower() == "bearer" and token else None
-    return None
+        sent.setdefault(key, value.decode("latin-1") if isinstance(value, bytes) else value)
+    left_s = context.time_remaining()
+    return Arrival(
+        path=route.path,
+        credential=_credential(sent.get("authorization", "")),
+        transport="grpc",
+        source=context.peer(),
+        deadline_s=None if left_s > DEADLINE_S_MAX else time.monotonic() + left_s,
+        request_id=sent.get("x-request-id", ""),
+        traceparent=sent.get("traceparent", ""),
+    )
+
+
+def _credential(authorization: str) -> str | None:
+    """The token of `authorization: Bearer TOKEN`, or None."""
+    scheme, _, token = authorization.partition(" ")
+    return token if scheme.lower() == "bearer" and token else None

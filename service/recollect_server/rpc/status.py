@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
 
 from recollect.v1 import memory_pb2 as pb
@@ -12,14 +14,20 @@ STATUS: dict[type[errors.RecollectError], grpc.StatusCode] = {
     errors.NamespaceNotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.LayerNotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.StreamNotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.TenantNotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.KeyNotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.NamespaceExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.TenantExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.StaleEntryError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SequenceNotReachedError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RevisionConflictError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.QuotaExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.MemoryExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooManyNamespacesError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooManyStreamsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.RegistryUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.DrainingError: grpc.StatusCode.UNAVAILABLE,
     errors.OverloadedError: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -38,5 +46,5 @@ def detail_of(error: errors.RecollectError) -> pb.ErrorDetail:
         reason=error.reason,
         argument=error.argument,
         error_id=error.error_id if isinstance(error, errors.InternalError) else "",
-        retry_after_ms=round((error.retry_after_s or 0) * 1000),
+        retry_after_ms=math.ceil((error.retry_after_s or 0) * 1000),
     )

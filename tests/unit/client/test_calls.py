@@ -12,10 +12,9 @@ import torch
 import recollect
 from recollect import _embedded_transport
 from recollect._results import Dtype
-from recollect_server.bootstrap import build_endpoint
+from recollect_server.bootstrap import build_embedded_core
 from recollect_server.domain.limits import Limits
 from recollect_server.embedded import EmbeddedTransport
-from recollect_server.registry.authenticators import SingleTenant
 from recollect_server.settings import Settings
 
 STREAMS = ["a", "b", "c"]
@@ -23,7 +22,7 @@ SMALL = Limits(message_bytes_max=4096, rows_max=2, tokens_max=7, ids_max=5)
 
 
 def open_small() -> EmbeddedTransport:
-    return EmbeddedTransport(build_endpoint(Settings(limits=SMALL), SingleTenant("test")))
+    return EmbeddedTransport(build_embedded_core(Settings(limits=SMALL)))
 
 
 @pytest.fixture

@@ -108,42 +108,86 @@ def test_a_repeated_write_has_the_same_request_id(server: TinyServer, namespace:
     assert all(ids)
 
 
-@pytest.mark.parametrize(
-    "code", [code for code in grpc.StatusCode if code.name not in ("OK", "UNAVAILABLE", "CANCELLED")]
-)
-def test_only_unavailable_is_repeated(
-    server: TinyServer, namespace: Namespace, code: grpc.StatusCode
-) -> None:
+@pytest.mark.parametrize("code", LASTING)
+def test_what_lasts_is_not_repeated(server: TinyServer, namespace: Namespace, code: grpc.StatusCode) -> None:
     """An error that will never go away would be repeated, or come out as another class."""
-    server.handlers["Attend"] = failing_first(1, OUTPUT, code=code)
+    server.handlers["Attend"] = failing_first(1, OUTPUT, code=code, detail=pb.ErrorDetail(reason="LASTING"))
     with pytest.raises(recollect.RecollectError) as caught:
         attend(namespace)
     assert type(caught.value) is BY_STATUS[code.name]
     assert server.count("Attend") == 1
 
 
+@pytest.mark.parametrize(("name", "reply", "call"), REPEATED)
+def test_a_quota_that_frees_itself_is_waited_for(
+    server: TinyServer, namespace: Namespace, name: str, reply: Message, call: Callable[[Namespace], object]
+) -> None:
+    """A tenant at its rate would see errors where a pause of milliseconds is all that is needed."""
+    detail = pb.ErrorDetail(reason="QUOTA_CALLS_PER_SECOND", retry_after_ms=1)
+    server.handlers[name] = failing_first(3, reply, code=grpc.StatusCode.RESOURCE_EXHAUSTED, detail=detail)
+    call(namespace)
+    assert server.count(name) == 4
+
+
+def create(client: Client, *, safe: bool) -> None:
+    client.create_namespace("n", layers=[0], heads=1, key_dim=2, value_dim=2, capacity=9, exist_ok=safe)
+
+
+def delete(client: Client, *, safe: bool) -> None:
+    client.delete_namespace("n", missing_ok=safe)
+
+
+UNSAFE: list[tuple[str, Message, Callable[..., None]]] = [
+    ("CreateNamespace", pb.CreateNamespaceResponse(namespace=NAMESPACE), create),
+    ("DeleteNamespace", pb.DeleteNamespaceResponse(), delete),
+]
+
+
 @pytest.mark.parametrize("safe", [True, False])
-def test_namespaces_are_repeated_only_where_harmless(server: TinyServer, client: Client, safe: bool) -> None:
+@pytest.mark.parametrize("reason", ["", "REGISTRY_UNAVAILABLE"])
+@pytest.mark.parametrize(("name", "reply", "call"), UNSAFE)
+def test_namespaces_are_repeated_only_where_harmless(
+    server: TinyServer,
+    client: Client,
+    name: str,
+    reply: Message,
+    call: Callable[..., None],
+    reason: str,
+    safe: bool,
+) -> None:
     """A repeat would find the first attempt's work and report ALREADY_EXISTS or NOT_FOUND for a success."""
-    server.handlers["CreateNamespace"] = failing_first(1, pb.CreateNamespaceResponse(namespace=NAMESPACE))
-    server.handlers["DeleteNamespace"] = failing_first(1, pb.DeleteNamespaceResponse())
+    server.handlers[name] = failing_first(1, reply, detail=pb.ErrorDetail(reason=reason, retry_after_ms=1))
+    if safe:
+        call(client, safe=safe)
+    else:
+        with pytest.raises(recollect.UnavailableError):
+            call(client, safe=safe)
+    assert server.count(name) == (2 if safe else 1)
 
-    def create() -> object:
-        return client.create_namespace(
-            "n", layers=[0], heads=1, key_dim=2, value_dim=2, capacity=9, exist_ok=safe
-        )
 
-    def delete() -> object:
-        client.delete_namespace("n", missing_ok=safe)
-        return None
-
-    for call in (create, delete):
-        if safe:
-            call()
-        else:
-            with pytest.raises(recollect.UnavailableError):
-                call()
-    assert server.count("CreateNamespace") == server.count("DeleteNamespace") == (2 if safe else 1)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "OVERLOADED"),
+        (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_CALLS_IN_FLIGHT"),
+    ],
+)
+@pytest.mark.parametrize(("name", "reply", "call"), UNSAFE)
+def test_what_was_refused_may_be_repeated(
+    server: TinyServer,
+    client: Client,
+    name: str,
+    reply: Message,
+    call: Callable[..., None],
+    code: grpc.StatusCode,
+    reason: str,
+) -> None:
+    """A busy server would make calls fail that it never began with."""
+    detail = pb.ErrorDetail(reason=reason, retry_after_ms=1)
+    server.handlers[name] = failing_first(2, reply, code=code, detail=detail)
+    call(client, safe=False)
+    assert server.count(name) == 3
 
 
 def test_retries_can_be_switched_off(server: TinyServer, url: str) -> None:
@@ -196,13 +240,27 @@ def test_no_attempt_begins_that_the_deadline_would_cut() -> None:
     assert caught.value is error
 
 
-def test_pauses_grow_and_honour_the_server() -> None:
-    """A draining server would be asked again before it said it could answer."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        recollect.UnavailableError("away", retry_after_s=7),
+        recollect.ResourceExhaustedError("busy", reason="QUOTA_CALLS_PER_SECOND", retry_after_s=7),
+    ],
+)
+def test_pauses_honour_the_server(error: recollect.RecollectError) -> None:
+    """A busy server would be asked again before it said it could answer, or by all clients at once."""
     attempts = Attempts(50, Deadline(None))
-    pauses = [attempts.pause_s(recollect.UnavailableError("away", retry_after_s=7)) for _ in range(50)]
-    assert all(7 <= pause <= 9 for pause in pauses)
-    assert max(pauses[:2]) <= 7.1
-    assert len(set(pauses)) > 1
+    pauses = [attempts.pause_s(error) for _ in range(50)]
+    assert all(7 <= pause <= 10.5 for pause in pauses)
+    assert max(pauses) - min(pauses) > 0.5
+
+
+def test_pauses_grow() -> None:
+    """A server that is away would be asked all the time."""
+    attempts = Attempts(2000, Deadline(None))
+    pauses = [attempts.pause_s(recollect.UnavailableError("away")) for _ in range(2000)]
+    assert max(pauses[:2]) <= 0.1
+    assert max(pauses) > 0.5
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), "soon"])

@@ -18,6 +18,8 @@ from recollect._url import check_token, parse_url
         ("grpc://[::1]:50051", "grpc", "[::1]:50051", True),
         ("grpc://memory.example:50051", "grpc", "memory.example:50051", False),
         ("grpc://[2001:db8::1]:7", "grpc", "[2001:db8::1]:7", False),
+        ("grpcs://memory.example:50051", "grpcs", "memory.example:50051", False),
+        ("grpcs://[::1]:50051/", "grpcs", "[::1]:50051", True),
         ("unix:///run/recollect.sock", "unix", "unix:/run/recollect.sock", True),
         ("embedded://", "embedded", "", True),
     ],
@@ -35,7 +37,9 @@ def test_good_urls(url: str, kind: str, address: str, is_local: bool) -> None:
         ("memory:50051", "grpc://memory:50051"),
         ("/run/recollect.sock", "unix:///run/recollect.sock"),
         ("http://memory:50051", "grpc://memory:50051"),
-        ("https://memory:50051/", "grpc://memory:50051"),
+        ("https://memory:50051/", "grpcs://memory:50051"),
+        ("grpcs://memory", "grpcs://host:port"),
+        ("grpcs://memory:50051/ns", "grpcs://host:port"),
         ("grpc://memory", "no port"),
         ("grpc://:50051", "no host"),
         ("grpc://memory:port", "cannot be read"),
@@ -74,7 +78,8 @@ def test_token_stays_on_this_machine() -> None:
     check_token("secret", near, allow_insecure_token=False)
     check_token("secret", far, allow_insecure_token=True)
     check_token(None, far, allow_insecure_token=False)
-    with pytest.raises(InvalidArgumentError, match="allow_insecure_token") as caught:
+    check_token("secret", parse_url("grpcs://memory.example:1"), allow_insecure_token=False)
+    with pytest.raises(InvalidArgumentError, match=r"grpcs://.*allow_insecure_token") as caught:
         check_token("secret", far, allow_insecure_token=False)
     assert "secret" not in str(caught.value)
 

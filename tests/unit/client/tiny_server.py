@@ -47,14 +47,19 @@ class TinyServer(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def serving(server: TinyServer, folder: Path) -> Iterator[str]:
-    """Runs the server on a unix socket and yields its URL."""
+def serving(
+    server: TinyServer, folder: Path, credentials: grpc.ServerCredentials | None = None
+) -> Iterator[str]:
+    """Runs the server, on a unix socket or with credentials on localhost, and yields its URL."""
     running = grpc.server(ThreadPoolExecutor(4), handlers=[server])
-    path = folder / "s.sock"
-    running.add_insecure_port(f"unix:{path}")
+    if credentials is None:
+        url = f"unix://{folder / 's.sock'}"
+        running.add_insecure_port(url.replace("unix://", "unix:"))
+    else:
+        url = f"grpcs://localhost:{running.add_secure_port('localhost:0', credentials)}"
     running.start()
     try:
-        yield f"unix://{path}"
+        yield url
     finally:
         running.stop(grace=None).wait()
 
@@ -73,8 +78,15 @@ def refuse(
     context.abort(code, message)
 
 
+DRAINING = pb.ErrorDetail(reason="DRAINING", retry_after_ms=1)
+
+
 def failing_first(
-    times: int, then: Message, *, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    times: int,
+    then: Message,
+    *,
+    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
+    detail: pb.ErrorDetail = DRAINING,
 ) -> Handler:
     """A handler that refuses so many calls, and then answers."""
     left = [times]
@@ -82,7 +94,7 @@ def failing_first(
     def handler(request: bytes, context: Context) -> Message:
         if left[0] > 0:
             left[0] -= 1
-            return refuse(context, code, "not now", pb.ErrorDetail(reason="DRAINING", retry_after_ms=1))
+            return refuse(context, code, "not now", detail)
         return then
 
     return handler

@@ -1,142 +1,190 @@
-"""Request ids, the queue of a device, and bounds on what is stored."""
+"""Request ids, quotas, and bounds on what is stored."""
 
 from __future__ import annotations
-
-import threading
-import time
-from concurrent.futures import Future
-from functools import partial
 
 import numpy as np
 import pytest
 
-from recollect_server.application.catalog import SEQUENCES_PER_MS, Catalog
-from recollect_server.application.commands import Add, Evict, Search
-from recollect_server.application.dispatch import Dispatcher
+from recollect_server.application.commands import (
+    Add,
+    Attend,
+    AttendBackward,
+    Command,
+    Describe,
+    Evict,
+    Namespace,
+    Search,
+    Stats,
+)
+from recollect_server.application.memories import Memories
 from recollect_server.application.memory import Memory
 from recollect_server.application.request_ids import AnsweredRequests
+from recollect_server.domain import work
 from recollect_server.domain.arrays import from_float32
 from recollect_server.domain.errors import (
-    DeadlineExceededError,
-    DrainingError,
     InvalidArgumentError,
     MemoryExhaustedError,
-    NamespaceNotFoundError,
-    OverloadedError,
-    TooManyNamespacesError,
+    QuotaExceededError,
+    StreamNotFoundError,
     TooManyStreamsError,
 )
-from recollect_server.domain.eviction import Everything, OlderThan
-from recollect_server.domain.identity import Caller
+from recollect_server.domain.eviction import ByIds, Everything, OlderThan, Oldest, Selector
 from recollect_server.domain.limits import Limits
+from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.steps import UNBOUNDED, Result, Steps, run_through
+from recollect_server.domain.tenants import Quotas
 from recollect_server.engine.cpu import CpuDevice
-from recollect_server.registry.in_memory import InMemoryNamespaces
 
-PATIENCE_S = 60.0
 SPEC = NamespaceSpec(layers=(0, 1), heads=1, key_dim=2, value_dim=2, capacity=100, dtype=Dtype.FLOAT32)
-CALLER, OTHER = Caller("one"), Caller("other")
+ENTRY_BYTES = SPEC.entry_bytes
 
 
 class Server:
     """The use cases on a clock that the test moves."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, *, quotas: Quotas | None = None, **limits: int) -> None:
         self.now_s = 1000.0
         self.limits = Limits(**limits)
-        self.catalog = Catalog(
-            InMemoryNamespaces(), CpuDevice(), limits=self.limits, clock=lambda: self.now_s
-        )
-        self.memory = Memory(self.catalog, limits=self.limits, clock=lambda: self.now_s)
+        self.quotas = quotas or Quotas()
+        self.memories = Memories(CpuDevice(), limits=self.limits, clock=lambda: self.now_s)
+        self.memory = Memory(self.memories, limits=self.limits, clock=lambda: self.now_s)
 
-    def add(self, stream: str, tokens: int, *, caller: Caller = CALLER, namespace: str = "n") -> int:
+    def namespace(self, name: str = "n", *, tenant: str = "one") -> Namespace:
+        """As the catalog finds it."""
+        record = NamespaceRecord(tenant, name, SPEC, created_at_ms=1_000_000, uid=f"{tenant}/{name}")
+        return Namespace(record, self.quotas)
+
+    def add(
+        self, stream: str, tokens: int, *, tenant: str = "one", name: str = "n", request_id: str = ""
+    ) -> int:
         """Adds ones to a stream; returns its first id."""
         array = from_float32(np.ones((1, 1, tokens, 2), dtype=np.float32), Dtype.FLOAT32)
-        command = Add(namespace=namespace, layer=0, streams=(stream,), keys=array, values=array)
-        return self.memory.add(caller, command).first_ids[0]
+        command = Add(name, 0, (stream,), keys=array, values=array, request_id=request_id)
+        return run_through(self.memory.add(self.namespace(name, tenant=tenant), command)).first_ids[0]
+
+    def evict(self, stream: str, selector: Everything | OlderThan | Oldest, *, name: str = "n") -> int:
+        """Evicts from a stream."""
+        return run_through(self.memory.evict(self.namespace(name), Evict(name, (stream,), selector)))
+
+    def stats(self, *streams: str) -> Stats:
+        """Of the namespace."""
+        return run_through(self.memory.describe(self.namespace(), Describe("n", streams)))
 
 
 @pytest.fixture
 def server() -> Server:
-    """With a namespace."""
-    made = Server(memory_bytes_max=3 * 64 * 16, namespaces_max=2)
-    made.catalog.create(CALLER, "n", spec=SPEC)
-    return made
+    """With room for three streams."""
+    return Server(memory_bytes_max=3 * 64 * ENTRY_BYTES)
 
 
 def test_memory_is_bounded(server: Server) -> None:
     """The server allocates beyond its bound, or a refused add was stored in part."""
     for stream in "abc":
         server.add(stream, 60)
-    before = server.catalog.stats(CALLER, "n")
+    before = server.stats()
     with pytest.raises(MemoryExhaustedError, match="1,024 bytes more"):
         server.add("d", 1)
-    assert server.catalog.stats(CALLER, "n") == before
+    assert server.stats() == before
     server.add("a", 4)  # needs no more
     with pytest.raises(MemoryExhaustedError):
         server.add("a", 1)
-    server.memory.evict(CALLER, Evict("n", ("b",), Everything()))
+    server.evict("b", Everything())
     server.add("d", 1)
 
 
 def test_streams_are_bounded() -> None:
     """A caller that never reuses a stream's name fills the server."""
     server = Server(streams_max=4)
-    server.catalog.create(CALLER, "n", spec=SPEC)
     for stream in "abcd":
         server.add(stream, 1)
     with pytest.raises(TooManyStreamsError, match="4"):
         server.add("e", 1)
-    server.memory.evict(CALLER, Evict("n", ("a",), Everything()))
+    server.evict("a", Everything())
     server.add("e", 1)
 
 
-def test_namespaces_are_bounded(server: Server) -> None:
-    """A tenant may make namespaces without end."""
-    server.catalog.create(CALLER, "m", spec=SPEC)
-    with pytest.raises(TooManyNamespacesError):
-        server.catalog.create(CALLER, "o", spec=SPEC)
-    server.catalog.create(CALLER, "m", spec=SPEC, exist_ok=True)
-    server.catalog.create(OTHER, "o", spec=SPEC)
-    server.catalog.delete(CALLER, "m")
-    server.catalog.create(CALLER, "o", spec=SPEC)
+@pytest.mark.parametrize(
+    ("quota", "quotas"),
+    [
+        ("BYTES", Quotas(bytes_max=164 * ENTRY_BYTES)),
+        ("ENTRIES", Quotas(entries_max=110)),
+        ("STREAMS", Quotas(streams_max=2)),
+    ],
+)
+def test_a_tenants_quotas_hold_over_its_namespaces(quota: str, quotas: Quotas) -> None:
+    """A tenant stores more than it may, is refused what is another's, or cannot make room for itself."""
+    server = Server(quotas=quotas)
+    server.add("a", 100)  # at capacity
+    server.add("b", 10, name="m")
+    used = server.memories.usage("one")
+    before = (used.bytes, used.entries, used.streams)
+    assert before == (164 * ENTRY_BYTES, 110, 2)
+    with pytest.raises(QuotaExceededError, match="in use") as refused:
+        server.add("c", 1)
+    assert refused.value.reason == f"QUOTA_{quota}"
+    assert (used.bytes, used.entries, used.streams) == before
+    server.add("a", 30)  # overwrites
+    server.add("c", 50, tenant="other")
+    query = from_float32(np.ones((1, 1, 1, 2), dtype=np.float32), Dtype.FLOAT32)
+    run_through(server.memory.search(server.namespace(), Search("n", 0, ("a",), query, top_k=3)))
+    assert server.evict("a", Everything()) == 100
+    server.add("c", 1)
 
 
-def test_another_tenants_namespace_is_like_none(server: Server) -> None:
-    """A tenant learns of another's namespace, or reads or deletes it."""
-    server.add("a", 1)
-
-    def refusals(caller: Caller, name: str) -> list[str]:
-        said = []
-        for call in (
-            lambda: server.catalog.get(caller, name),
-            lambda: server.catalog.delete(caller, name),
-            lambda: server.catalog.stats(caller, name),
-            lambda: server.add("a", 1, caller=caller, namespace=name),
-            lambda: server.memory.evict(caller, Evict(name, ("a",), Everything())),
-        ):
-            with pytest.raises(NamespaceNotFoundError) as caught:
-                call()
-            said.append(str(caught.value).replace(repr(name), "NAME"))
-        return said
-
-    assert refusals(OTHER, "n") == refusals(OTHER, "nothing")
-    assert server.catalog.list(OTHER, page_size=0, after="") == ([], "")
-    server.catalog.create(OTHER, "n", spec=SPEC)
-    assert server.catalog.stats(OTHER, "n").entries == 0
-    assert server.catalog.stats(CALLER, "n").entries == 1
+def test_over_a_quota_that_was_lowered_room_can_be_made() -> None:
+    """A tenant whose quota was lowered below its use is locked out of its own memory."""
+    server = Server()
+    server.add("a", 90)
+    server.quotas = Quotas(bytes_max=1, entries_max=1, streams_max=1)
+    assert server.evict("a", Oldest(60)) == 60
+    with pytest.raises(QuotaExceededError, match="30 of 1"):
+        server.add("a", 1)
+    assert server.evict("a", Everything()) == 30
+    assert server.memories.total.bytes == 0
 
 
-def test_ids_begin_at_the_namespaces_birth(server: Server) -> None:
-    """A namespace made again, by this process or the next, gives out ids of the one before."""
-    assert server.add("a", 5) == 1_000_000 * SEQUENCES_PER_MS
-    server.catalog.delete(CALLER, "n")
-    server.catalog.create(CALLER, "n", spec=SPEC)  # within the same millisecond
-    assert server.add("a", 5) == 1_000_000 * SEQUENCES_PER_MS + 5
-    server.catalog.delete(CALLER, "n")
-    server.now_s = 500.0  # a clock that was set back
-    server.catalog.create(CALLER, "n", spec=SPEC)
-    assert server.add("a", 5) == 1_000_000 * SEQUENCES_PER_MS + 10
+def test_usage_is_what_the_banks_hold() -> None:
+    """Totals drift away from what is stored: quotas then refuse or admit at random."""
+    server = Server()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        stream, name = str(rng.integers(4)), "nm"[rng.integers(2)]
+        tenant = ("one", "two")[rng.integers(2)]
+        if rng.random() < 0.7:
+            server.add(stream, int(rng.integers(1, 80)), tenant=tenant, name=name)
+        else:
+            memory = server.memories.peek(server.namespace(name, tenant=tenant).record)
+            ids = np.arange(0) if memory is None else np.arange(memory.high_water - 50, memory.high_water, 3)
+            selectors: list[Selector] = [Everything(), Oldest(int(rng.integers(30))), ByIds(ids)]
+            selector = selectors[rng.integers(3)]
+            command = Evict(name, (stream,), selector, missing_ok=True)
+            run_through(server.memory.evict(server.namespace(name, tenant=tenant), command))
+    totals = np.zeros(3, dtype=np.int64)
+    for tenant in ("one", "two"):
+        held = np.zeros(3, dtype=np.int64)
+        for name in "nm":
+            memory = server.memories.peek(server.namespace(name, tenant=tenant).record)
+            assert memory is not None
+            banks = [bank for _, _, bank in memory.banks()]
+            held += (sum(b.allocated_bytes for b in banks), sum(b.ring.count for b in banks), memory.streams)
+        usage = server.memories.usage(tenant)
+        assert (usage.bytes, usage.entries, usage.streams) == tuple(held.tolist())
+        totals += held
+    total = server.memories.total
+    assert (total.bytes, total.entries, total.streams) == tuple(totals.tolist())
+
+
+def test_what_a_namespace_holds(server: Server) -> None:
+    """Statistics name other streams than those asked for, or miss what is stored."""
+    server.add("a", 5)
+    server.add("b", 7)
+    stats = server.stats("b", "b")
+    assert (stats.streams, stats.entries, stats.bytes) == (2, 12, 128 * ENTRY_BYTES)
+    assert [(b.stream, b.layer, b.entries) for b in stats.banks] == [("b", 0, 7)]
+    assert server.stats().banks == ()
+    with pytest.raises(StreamNotFoundError):
+        server.stats("a", "c")
 
 
 def test_age_is_that_of_the_add(server: Server) -> None:
@@ -145,10 +193,10 @@ def test_age_is_that_of_the_add(server: Server) -> None:
     server.now_s += 10
     server.add("a", 2)
     server.now_s += 10
-    assert server.memory.evict(CALLER, Evict("n", ("a",), OlderThan(20.0))) == 0
-    assert server.memory.evict(CALLER, Evict("n", ("a",), OlderThan(15.0))) == 3
-    assert server.memory.evict(CALLER, Evict("n", ("a",), OlderThan(15.0))) == 0
-    assert server.memory.evict(CALLER, Evict("n", ("a",), OlderThan(9.0))) == 2
+    assert server.evict("a", OlderThan(20.0)) == 0
+    assert server.evict("a", OlderThan(15.0)) == 3
+    assert server.evict("a", OlderThan(15.0)) == 0
+    assert server.evict("a", OlderThan(9.0)) == 2
 
 
 def test_nothing_is_searched_before_all_is_checked(server: Server) -> None:
@@ -156,7 +204,72 @@ def test_nothing_is_searched_before_all_is_checked(server: Server) -> None:
     server.add("a", 3)
     queries = from_float32(np.ones((2, 1, 1, 2), dtype=np.float32), Dtype.FLOAT32)
     with pytest.raises(InvalidArgumentError):
-        server.memory.search(CALLER, Search("n", 0, ("a", "a", "a"), queries, top_k=1))
+        next(server.memory.search(server.namespace(), Search("n", 0, ("a", "a", "a"), queries, top_k=1)))
+
+
+def test_a_closed_write_has_done_nothing(server: Server) -> None:
+    """A call that was given up at a pause is stored, in part or whole."""
+    server.add("a", 3)
+    array = from_float32(np.ones((1, 1, 5, 2), dtype=np.float32), Dtype.FLOAT32)
+    for steps in (
+        server.memory.add(server.namespace(), Add("n", 0, ("a",), array, array, request_id="x")),
+        server.memory.evict(server.namespace(), Evict("n", ("a",), Everything(), request_id="y")),
+    ):
+        next(steps)
+        steps.close()
+    assert server.stats().entries == 3
+    assert server.add("a", 5, request_id="x") == server.stats("a").banks[0].first_id + 3
+
+
+def done_in(steps: Steps[Result], budget: int) -> int:
+    """Takes the steps; returns the work that they reported."""
+    done = next(steps)
+    try:
+        while True:
+            done += steps.send(budget)
+    except StopIteration:
+        return done
+
+
+@pytest.mark.parametrize("budget", [1_000_000, UNBOUNDED])
+def test_estimates_are_what_steps_report(budget: int) -> None:
+    """A tenant is charged otherwise than its calls were estimated, or a wrong call cannot be estimated."""
+    server = Server()
+    big = NamespaceSpec((0,), heads=2, key_dim=32, value_dim=16, capacity=5000, dtype=Dtype.FLOAT32)
+    namespace = Namespace(NamespaceRecord("one", "n", big, 1_000_000, "u"), Quotas())
+    rng = np.random.default_rng(0)
+
+    def array(heads: int, tokens: int, dim: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return rng.standard_normal((1, heads, tokens, dim)).astype(np.float32)
+
+    k, v, q, go = (
+        from_float32(array(heads, tokens, dim), Dtype.FLOAT32)
+        for heads, tokens, dim in ((2, 5000, 32), (2, 5000, 16), (4, 300, 32), (4, 300, 16))
+    )
+    add = Add("n", 0, ("a",), k, v)
+    assert server.memory.cost(namespace, Attend("n", 0, ("a",), q, 8, 1.0)) == work.CALL
+    run_through(server.memory.add(namespace, add))
+    attend = Attend("n", 0, ("a",), q, 8, 1.0)
+    answer = run_through(server.memory.attend(namespace, attend))
+    assert answer.ids is not None
+    backward = AttendBackward("n", 0, ("a",), q, answer.ids, 1.0, go)
+    search = Search("n", 0, ("a",), q, 8, include_values=True)
+    for command, steps in (
+        (attend, server.memory.attend(namespace, attend)),
+        (search, server.memory.search(namespace, search)),
+        (backward, server.memory.attend_backward(namespace, backward)),
+        (add, server.memory.add(namespace, add)),
+    ):
+        estimate = server.memory.cost(namespace, command) - work.CALL
+        assert 0.8 * estimate <= done_in(steps, budget) <= 1.5 * estimate
+    flat = from_float32(np.ones(7, np.float32), Dtype.FLOAT32)
+    malformed: list[Command] = [
+        Attend("n", 9, ("a", "x"), flat, -5, 1.0),
+        Search("n", 0, (), from_float32(np.ones((0, 3, 0, 1), np.float32), Dtype.FLOAT32), 2**40),
+        Evict("n", ("x",), Everything(), layers=(99,)),
+    ]
+    for wrong in malformed:
+        assert work.CALL <= server.memory.cost(namespace, wrong) < 2 * work.CALL
 
 
 # ---- request ids ----
@@ -168,7 +281,7 @@ def once(
     done: list[str],
     *,
     tenant: str = "t",
-    epoch: int = 1,
+    uid: str = "1",
     call: str = "c",
 ) -> int:
     """Does some work under an id."""
@@ -177,7 +290,7 @@ def once(
         done.append(request_id)
         return len(done)
 
-    return answers.once(tenant, request_id, epoch=epoch, call=call, answer_type=int, work=work)
+    return answers.once(tenant, request_id, uid=uid, call=call, answer_type=int, work=work)
 
 
 def test_work_is_done_once() -> None:
@@ -199,8 +312,8 @@ def test_ids_belong_to_their_tenant() -> None:
 def test_ids_end_with_their_namespace() -> None:
     """A namespace that was made again answers an add with what the one before stored, and stores nothing."""
     answers, done = AnsweredRequests(Limits()), list[str]()
-    once(answers, "x", done, epoch=1)
-    once(answers, "x", done, epoch=2)
+    once(answers, "x", done, uid="1")
+    once(answers, "x", done, uid="2")
     assert done == ["x", "x"]
 
 
@@ -223,7 +336,7 @@ def test_failed_work_is_not_remembered() -> None:
         raise InvalidArgumentError("x", "no")
 
     with pytest.raises(InvalidArgumentError):
-        answers.once("t", "x", epoch=1, call="c", answer_type=int, work=fail)
+        answers.once("t", "x", uid="1", call="c", answer_type=int, work=fail)
     assert once(answers, "x", done) == 1
 
 
@@ -239,98 +352,13 @@ def test_memory_of_answers_is_bounded() -> None:
     assert len(done) == 6
 
 
-# ---- the queue ----
-
-
-class Gate:
-    """Work that holds the device until it is let go."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._go = threading.Event()
-        self._began = threading.Event()
-        self.held: Future[None] = dispatcher.submit(self._hold)
-        assert self._began.wait(PATIENCE_S)
-
-    def open(self) -> None:
-        """Lets go."""
-        self._go.set()
-
-    def _hold(self) -> None:
-        self._began.set()
-        assert self._go.wait(PATIENCE_S)
-
-
-def test_work_runs_in_order_on_one_thread() -> None:
-    """GPU resources are used by two threads, or a later call overtakes an earlier one."""
-    dispatcher, seen = Dispatcher(Limits()), list[tuple[int, int]]()
-    futures = [
-        dispatcher.submit(partial(lambda n: seen.append((n, threading.get_ident())), number))
-        for number in range(20)
-    ]
-    for future in futures:
-        future.result(PATIENCE_S)
-    assert [number for number, _ in seen] == list(range(20))
-    assert len({thread for _, thread in seen}) == 1
-    dispatcher.drain()
-
-
-def test_a_full_queue_refuses() -> None:
-    """Calls pile up without bound instead of being told to come back."""
-    dispatcher = Dispatcher(Limits(calls_waiting_max=3))
-    gate = Gate(dispatcher)
-    waiting = [dispatcher.submit(lambda: None) for _ in range(2)]
-    with pytest.raises(OverloadedError) as caught:
-        dispatcher.submit(lambda: None)
-    assert caught.value.retry_after_s
-    waiting[0].cancel()  # its caller gave up: that makes room
-    again = dispatcher.submit(lambda: 1)
-    gate.open()
-    assert again.result(PATIENCE_S) == 1
-    dispatcher.drain()
-
-
-def test_nobody_works_for_a_caller_who_left() -> None:
-    """Work whose deadline has passed is done all the same."""
-    dispatcher, done = Dispatcher(Limits()), list[int]()
-    gate = Gate(dispatcher)
-    late = dispatcher.submit(lambda: done.append(1), deadline_s=time.monotonic() - 1)
-    timely = dispatcher.submit(lambda: done.append(2), deadline_s=time.monotonic() + PATIENCE_S)
-    gate.open()
-    with pytest.raises(DeadlineExceededError):
-        late.result(PATIENCE_S)
-    timely.result(PATIENCE_S)
-    assert done == [2]
-    dispatcher.drain()
-
-
-def test_drain_finishes_what_was_queued() -> None:
-    """A shutdown drops calls that were accepted, or accepts new ones."""
-    dispatcher = Dispatcher(Limits())
-    gate = Gate(dispatcher)
-    queued = [dispatcher.submit(partial(int, number)) for number in range(5)]
-    drained = threading.Thread(target=dispatcher.drain)
-    drained.start()
-    refused = False
-    end = time.monotonic() + PATIENCE_S
-    while not refused and time.monotonic() < end:
-        try:
-            dispatcher.submit(lambda: None)
-        except DrainingError as error:
-            refused = error.retry_after_s is not None
-    gate.open()
-    drained.join(PATIENCE_S)
-    assert refused
-    assert [future.result(PATIENCE_S) for future in queued] == list(range(5))
-
-
-def test_a_failure_is_its_callers_alone() -> None:
-    """One call's exception ends the device's thread."""
-    dispatcher = Dispatcher(Limits())
-
-    def fail() -> int:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        dispatcher.submit(fail).result(PATIENCE_S)
-    assert dispatcher.submit(lambda: 7).result(PATIENCE_S) == 7
-    dispatcher.drain()
+def test_answers_are_forgotten_with_their_tenant() -> None:
+    """Answers of tenants that are long gone stay in memory."""
+    answers, done = AnsweredRequests(Limits()), list[str]()
+    once(answers, "x", done, tenant="a")
+    once(answers, "x", done, tenant="b")
+    answers.forget("a")
+    answers.forget("nobody")
+    once(answers, "x", done, tenant="b")
+    once(answers, "x", done, tenant="a")
+    assert done == ["x", "x", "x"]

@@ -12,12 +12,13 @@ from google.protobuf.message import Message
 import recollect
 from recollect import errors as client_errors
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.bootstrap import build_endpoint
+from recollect_server.admin import problems
+from recollect_server.bootstrap import build_embedded_core
 from recollect_server.domain import errors
 from recollect_server.embedded import EmbeddedTransport
-from recollect_server.registry.authenticators import SingleTenant
 from recollect_server.rpc import endpoint as rpc_endpoint
 from recollect_server.rpc import status
+from recollect_server.rpc.call import Call
 from recollect_server.settings import Settings
 
 CLIENT_OF: dict[type[errors.RecollectError], type[recollect.RecollectError]] = {
@@ -25,14 +26,20 @@ CLIENT_OF: dict[type[errors.RecollectError], type[recollect.RecollectError]] = {
     errors.NamespaceNotFoundError: recollect.NotFoundError,
     errors.LayerNotFoundError: recollect.NotFoundError,
     errors.StreamNotFoundError: recollect.NotFoundError,
+    errors.TenantNotFoundError: recollect.NotFoundError,
+    errors.KeyNotFoundError: recollect.NotFoundError,
     errors.NamespaceExistsError: recollect.AlreadyExistsError,
+    errors.TenantExistsError: recollect.AlreadyExistsError,
     errors.StaleEntryError: recollect.StaleEntryError,
     errors.SequenceNotReachedError: recollect.FailedPreconditionError,
+    errors.RevisionConflictError: recollect.FailedPreconditionError,
+    errors.QuotaExceededError: recollect.ResourceExhaustedError,
     errors.MemoryExhaustedError: recollect.ResourceExhaustedError,
     errors.TooManyNamespacesError: recollect.ResourceExhaustedError,
     errors.TooManyStreamsError: recollect.ResourceExhaustedError,
     errors.UnauthenticatedError: recollect.UnauthenticatedError,
     errors.PermissionDeniedError: recollect.PermissionDeniedError,
+    errors.RegistryUnavailableError: recollect.UnavailableError,
     errors.DrainingError: recollect.UnavailableError,
     errors.OverloadedError: recollect.UnavailableError,
     errors.DeadlineExceededError: recollect.DeadlineExceededError,
@@ -58,12 +65,17 @@ def made(kind: type[errors.RecollectError]) -> errors.RecollectError:
         return errors.InternalError("e-1")
     if kind is errors.InvalidArgumentError:
         return errors.InvalidArgumentError("keys", "is wrong")
+    if kind is errors.UnauthenticatedError:
+        return errors.UnauthenticatedError()
+    if kind is errors.QuotaExceededError:
+        return errors.QuotaExceededError("bytes", "what happened", retry_after_s=1.5)
     return kind("what happened", argument="keys", retry_after_s=1.5)
 
 
 def test_the_table_is_the_tree() -> None:
-    """A leaf has no status, so that raising it is a defect; or the table names what is never raised."""
+    """A leaf has no status, so that raising it is a defect; or a table names what is never raised."""
     assert set(status.STATUS) == set(LEAVES)
+    assert set(problems.STATUS) == set(LEAVES)
     assert set(CLIENT_OF) == set(LEAVES)
 
 
@@ -82,7 +94,7 @@ def test_every_leaf_reaches_the_caller_as_itself(kind: type[errors.RecollectErro
     code = status.status_of(error).name
     came = client_errors.error_from_status(code, error.message, detail)
     assert type(came) is CLIENT_OF[kind]
-    assert came.reason == kind.reason
+    assert came.reason == error.reason
     assert came.argument == error.argument
     assert came.retry_after_s == error.retry_after_s
     assert came.message == error.message
@@ -98,7 +110,7 @@ def test_every_status_has_a_client_error() -> None:
 @pytest.fixture
 def transport() -> Iterator[EmbeddedTransport]:
     """A server in this process."""
-    opened = EmbeddedTransport(build_endpoint(Settings(device="cpu"), SingleTenant()))
+    opened = EmbeddedTransport(build_embedded_core(Settings(device="cpu")))
     yield opened
     opened.close()
 
@@ -107,13 +119,13 @@ def test_a_defect_tells_its_id_and_no_more(
     transport: EmbeddedTransport, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A caller sees the inside of the server, or the log does not have the defect under its id, once."""
-    endpoint = transport._endpoint
+    endpoint = transport._core.endpoint
     path = "/recollect.v1.NamespaceService/GetServerInfo"
 
-    def broken(caller: object, request: Message) -> Message:
+    async def broken(call: Call, request: Message) -> Message:
         raise RuntimeError("secret of the house")
 
-    route = rpc_endpoint.Route(path=path, request_type=pb.GetServerInfoRequest, call=broken)
+    route = rpc_endpoint.Route(path=path, request_type=pb.GetServerInfoRequest, run=broken)
     monkeypatch.setitem(endpoint.routes, path, route)
     with caplog.at_level(logging.ERROR):
         reply = transport.call(path, pb.GetServerInfoRequest(), timeout_s=60, credential=None)
@@ -140,7 +152,7 @@ def test_a_closed_server_drains(transport: EmbeddedTransport) -> None:
 
 def test_every_method_of_the_wire_has_a_route(transport: EmbeddedTransport) -> None:
     """A method in the proto is not served."""
-    endpoint = transport._endpoint
+    endpoint = transport._core.endpoint
     methods = {
         f"/{service.full_name}/{method.name}"
         for service in pb.DESCRIPTOR.services_by_name.values()

@@ -61,6 +61,38 @@ def test_any_sequence(capacity: int, steps: list[tuple[str, int]]) -> None:
         assert (ring.slots_of_ids(np.array([99, -1, next_id])) == -1).all()
 
 
+@given(steps=st.lists(st.tuples(st.sampled_from(["push", "drop", "keep"]), st.integers(0, 40)), max_size=60))
+def test_times_of_any_sequence(steps: list[tuple[str, int]]) -> None:
+    """An entry gets another's time once some were evicted, from anywhere."""
+    ring, seconds = Ring(50, first_sequence=7), list[int]()
+    for now, (what, number) in enumerate(steps):
+        if what == "push":
+            push(ring, number, second=now // 3)
+            seconds = [*seconds, *[now // 3] * number][-50:]
+        elif what == "drop":
+            ring.drop_oldest(number)
+            seconds = seconds[number:]
+        else:
+            order = np.flatnonzero(np.arange(len(seconds)) % (number + 2) > 0).astype(np.int64)
+            ring.keep(order)
+            seconds = [seconds[i] for i in order]
+        assert ring.seconds().tolist() == seconds
+
+
+def test_bookkeeping_stays_small() -> None:
+    """Ids take memory though they have no gaps, or times of evicted entries pile up."""
+    ring = Ring(4096, first_sequence=0)
+    for second in range(100_000):
+        push(ring, 10, second=second)
+    assert len(ring._ages._firsts) < 1000
+    has_ids = [ring._ids is not None]
+    ring.keep(np.flatnonzero(np.arange(4096) != 2000))
+    has_ids.append(ring._ids is not None)
+    push(ring, 4096, second=100_001)
+    has_ids.append(ring._ids is not None)
+    assert has_ids == [False, True, False]
+
+
 def test_writes_cover_what_is_kept() -> None:
     """Tokens of an add were written to the wrong slots, or those evicted at once were written too."""
     ring = Ring(100, first_sequence=0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, from_float32
-from recollect_server.domain.ports import Device, Store
+from recollect_server.domain.ports import Device, Hits, Store
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
-from recollect_server.engine import attention_cpu, attention_torch, cpu, faiss_cpu, torch_device
+from recollect_server.domain.steps import UNBOUNDED, Result, Steps, run_through
+from recollect_server.engine import attention_cpu, attention_torch, cpu, faiss_cpu, tiles, torch_device
 from recollect_server.engine.cpu import CpuDevice, CpuStore
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
 
@@ -45,7 +48,7 @@ def test_only_live_slots_are_found(device: Device, dtype: Dtype, live: list[slic
     slots = [slot for part in live for slot in range(part.start, part.stop)]
     queries = data.row(slice(None).start or 0).raw[None, :5]  # [1, 5, D]: repeated for both heads below
     q = DenseArray(np.repeat(queries, HEADS, axis=0), dtype)
-    hits = store.search(q, live, 64)
+    hits = run_through(store.search(q, live, 64))
     for head in range(HEADS):
         scores = q.float32()[head] @ data.float32()[head, slots].T
         count = len(slots)
@@ -67,8 +70,8 @@ def test_blocks_do_not_show(device: Device, dtype: Dtype, monkeypatch: pytest.Mo
         monkeypatch.setattr(cpu, "WIDENED_ROWS_MAX", widened)
         monkeypatch.setattr(cpu, "GATHERED_BYTES_MAX", gathered)
         monkeypatch.setattr(torch_device, "GATHERED_BYTES_MAX", gathered)
-        out = store.attend(q, live, 6, scale=0.5)
-        gradient = store.attend_backward(q, out.slots, scale=0.5, grad_output=q, grad_lse=None)
+        out = run_through(store.attend(q, live, 6, scale=0.5))
+        gradient = run_through(store.attend_backward(q, out.slots, scale=0.5, grad_output=q, grad_lse=None))
         answers.append((out.output, out.lse, gradient))
     for one, other in zip(*answers, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -124,9 +127,10 @@ def test_backward_of_nothing_is_zero(device: Device) -> None:
     q = from_float32(np.ones((HEADS, 3, DIM), np.float32), Dtype.FLOAT32)
     slots = np.full((HEADS, 3, 5), -1)
     lse = np.ones((HEADS, 3), np.float32)
-    assert not store.attend_backward(q, slots, scale=1.0, grad_output=q, grad_lse=lse).any()
+    backward = partial(store.attend_backward, q, slots, scale=1.0, grad_output=q, grad_lse=lse)
+    assert not run_through(backward()).any()
     slots[0, 0, 0] = 1  # one query with an entry, the others without
-    gradient = store.attend_backward(q, slots, scale=1.0, grad_output=q, grad_lse=lse)
+    gradient = run_through(backward())
     assert gradient[0, 0].any()
     assert not gradient[0, 1:].any()
     assert not gradient[1].any()
@@ -138,23 +142,113 @@ def test_the_devices_name() -> None:
     assert TorchDevice("cpu").name == "cpu"
 
 
+def stepwise(steps: Steps[Result], budget: int) -> tuple[Result, list[int]]:
+    """Takes steps of a size; returns the result and what each step did."""
+    done = []
+    try:
+        next(steps)
+        while True:
+            done.append(steps.send(budget))
+    except StopIteration as finished:
+        result: Result = finished.value
+        return result, done
+
+
+@pytest.mark.parametrize("budget", [1, 3_000, 40_000, 1_000_000])
+@pytest.mark.parametrize("queries", [1, 9, 300])
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_steps_do_not_show(
+    device: Device, dtype: Dtype, queries: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that was cut because others wait is answered otherwise than a whole one."""
+    monkeypatch.setattr(tiles, "TILE_ROWS_MIN", 16)
+    monkeypatch.setattr(tiles, "TILE_QUERIES", 64)
+    store, _ = filled(device, 300, dtype=dtype)
+    rng = np.random.default_rng(4)
+    q = from_float32(rng.standard_normal((2 * HEADS, queries, DIM)).astype(np.float32), dtype)
+    live = [slice(250, 300), slice(0, 200)]
+    whole, cut = (stepwise(store.attend(q, live, 20, scale=0.5), b) for b in (UNBOUNDED, budget))
+    # Products of another shape round otherwise, so two entries that score alike may change places.
+    assert (np.sort(whole[0].slots, axis=-1) == np.sort(cut[0].slots, axis=-1)).mean() > 0.99
+    np.testing.assert_allclose(whole[0].lse, cut[0].lse, atol=1e-5)
+    np.testing.assert_allclose(whole[0].output, cut[0].output, atol=1e-5)
+    assert len(cut[1]) >= len(whole[1])
+    backward = partial(
+        store.attend_backward, q, whole[0].slots, scale=0.5, grad_output=q, grad_lse=whole[0].lse
+    )
+    np.testing.assert_allclose(run_through(backward()), stepwise(backward(), budget)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "rows"), [(1, 50_000), (40, 9_000), (600, 5_000)])
+def test_steps_are_as_small_as_they_should(device: Device, queries: int, rows: int) -> None:
+    """A long call holds the device for much longer than it was granted."""
+    spec = NamespaceSpec((0,), 1, 16, 16, capacity=rows, dtype=Dtype.FLOAT32)
+    store = device.store(spec)
+    store.grow(rows, [])
+    q = from_float32(np.ones((1, queries, 16), np.float32), Dtype.FLOAT32)
+    budget = 2_000_000
+    _, done = stepwise(store.attend(q, [slice(0, rows)], 4, scale=1.0), budget)
+    whole = work.searched(queries, rows, 16)
+    assert max(done) <= 1.3 * budget
+    assert whole <= sum(done) <= 2 * whole + work.gathered(4 * queries, 16)
+
+
+def test_interleaved_searches_keep_apart() -> None:
+    """Two paused searches share scratch memory, and one is answered with the other's products."""
+    device = CpuDevice()
+    rng = np.random.default_rng(5)
+    stores, questions, wanted = [], [], []
+    for seed in range(2):
+        spec = NamespaceSpec((0,), 1, DIM, DIM, capacity=6000, dtype=Dtype.FLOAT32)
+        data = from_float32(rng.standard_normal((1, 6000, DIM)).astype(np.float32), Dtype.FLOAT32)
+        q = from_float32(rng.standard_normal((1, 40 + seed, DIM)).astype(np.float32), Dtype.FLOAT32)
+        store = device.store(spec)
+        store.grow(6000, [])
+        store.write([Write(slice(0, 6000), slice(0, 6000))], data, data)
+        stores.append(store)
+        questions.append(q)
+        wanted.append(-np.sort(-(q.raw[0] @ data.raw[0].T), axis=1)[:, :5])
+    live = [slice(0, 6000)]
+    steps = [store.search(q, live, 5) for store, q in zip(stores, questions, strict=True)]
+    found: dict[int, Hits] = {}
+    for each in steps:
+        next(each)
+    while len(found) < 2:
+        for number, each in enumerate(steps):
+            if number not in found:
+                try:
+                    each.send(60_000)
+                except StopIteration as finished:
+                    found[number] = finished.value
+    for number in range(2):
+        np.testing.assert_allclose(found[number].scores[0], wanted[number], atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [10_000, UNBOUNDED])
 @pytest.mark.parametrize("queries", [1, faiss_cpu.SCALAR_QUERIES_MAX, faiss_cpu.SCALAR_QUERIES_MAX + 1, 300])
-def test_both_paths_of_faiss(queries: int) -> None:
-    """The scan for few queries and the product for many give different answers."""
+def test_all_paths_of_faiss(queries: int, budget: int) -> None:
+    """The scan for few queries and the products for many give different answers."""
     rng = np.random.default_rng(2)
     q = rng.standard_normal((queries, 16)).astype(np.float32)
-    keys = rng.standard_normal((700, 16)).astype(np.float32)
-    scores, slots = faiss_cpu.top_k_of(q, [(50, keys[:300]), (1000, keys[300:])], 9)
-    wanted = -np.sort(-(q @ keys.T), axis=1)[:, :9]
+    keys = rng.standard_normal((1200, 16)).astype(np.float32)
+    live = [slice(50, 350), slice(1000, 1200)]
+    steps = faiss_cpu.Searcher().top_k_of(q, live, lambda slots: keys[slots], 9, rows_max=250)
+    (scores, slots), _ = stepwise(steps, budget)
+    exact = np.full((queries, 1200), -np.inf, np.float32)
+    for part in live:
+        exact[:, part] = q @ keys[part].T
+    wanted = -np.sort(-exact, axis=1)[:, :9]
     np.testing.assert_allclose(scores, wanted, atol=1e-4)
-    rows = np.where(slots >= 1000, slots - 1000 + 300, slots - 50)
-    np.testing.assert_allclose(np.take_along_axis(q @ keys.T, rows, axis=1), wanted, atol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(exact, slots, axis=1), wanted, atol=1e-4)
 
 
-def test_a_score_that_faiss_cannot_hold_is_no_entry() -> None:
+@pytest.mark.parametrize("live", [[slice(7, 9)], [slice(7, 8), slice(8, 9)]])
+def test_a_score_that_faiss_cannot_hold_is_no_entry(live: list[slice]) -> None:
     """FAISS answers -1 for a row whose score is beyond its range: it must not become another slot."""
-    q, keys = np.full((1, 1), 1e30, np.float32), np.array([[1.0], [-1e30]], np.float32)
-    scores, slots = faiss_cpu.top_k_of(q, [(7, keys)], 3)
+    q, keys = np.full((1, 1), 1e30, np.float32), np.zeros((9, 1), np.float32)
+    keys[7:] = [[1.0], [-1e30]]
+    steps = faiss_cpu.Searcher().top_k_of(q, live, lambda slots: keys[slots], 3, rows_max=100)
+    scores, slots = run_through(steps)
     assert slots.tolist() == [[7, -1, -1]]
     assert np.isneginf(scores[0, 1:]).all()
 

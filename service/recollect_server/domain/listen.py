@@ -38,11 +38,14 @@ class ListenAddress:
         """The same address with the port that was bound."""
         return self if self.path is not None else ListenAddress(host=self.host, port=port)
 
-    def __str__(self) -> str:
+    def url(self, *, tls: bool = False) -> str:
         """As a client's `connect` takes it."""
-        return (
-            f"unix://{self.path}" if self.path is not None else f"grpc://{_bracketed(self.host)}:{self.port}"
-        )
+        if self.path is not None:
+            return f"unix://{self.path}"
+        return f"{'grpcs' if tls else 'grpc'}://{_bracketed(self.host)}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.url()
 
 
 def parse_listen(text: str) -> ListenAddress:

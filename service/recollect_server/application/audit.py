@@ -1,0 +1,39 @@
+"""The audit log, for whoever may read it."""
+
+from __future__ import annotations
+
+from recollect_server.application.directory import Directory
+from recollect_server.application.tenants import no_tenant
+from recollect_server.domain.audit import AuditEntry
+
+
+class AuditLog:
+    """Who did what, when, from where: the newest first.
+
+    Args:
+        directory: Leads to the registry, which holds it.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    async def page(self, *, tenant: str | None, before: int, limit: int) -> list[AuditEntry]:
+        """At most `limit` entries with a number below `before` (0: no bound), of one tenant or of all (None).
+
+        A tenant that was deleted has entries still.
+
+        Raises:
+            RegistryUnavailableError: The registry cannot be reached.
+        """
+        return await self._directory.registry.audit_log(tenant=tenant, before=before, limit=limit)
+
+    async def page_of_tenant(self, tenant: str, *, before: int, limit: int) -> list[AuditEntry]:
+        """The same for a tenant that exists.
+
+        Raises:
+            TenantNotFoundError: There is no such tenant.
+            RegistryUnavailableError: The registry cannot be reached.
+        """
+        if await self._directory.registry.tenant(tenant) is None:
+            raise no_tenant(tenant)
+        return await self.page(tenant=tenant, before=before, limit=limit)

@@ -1,0 +1,64 @@
+"""What a call will cost the device, estimated before it is queued, from what is known without its turn."""
+
+from __future__ import annotations
+
+from recollect_server.application.commands import (
+    Add,
+    Attend,
+    AttendBackward,
+    Command,
+    Evict,
+    Namespace,
+    Search,
+)
+from recollect_server.domain import work
+from recollect_server.domain.eviction import ByIds, Everything
+from recollect_server.domain.limits import FAISS_TOP_K_MAX
+from recollect_server.domain.memory import NamespaceMemory
+from recollect_server.domain.spec import NamespaceSpec
+
+
+def cost_of(namespace: Namespace, command: Command, memory: NamespaceMemory | None) -> int:
+    """Multiply-adds of a command, which nobody has validated yet.
+
+    Args:
+        namespace: That it is for.
+        command: What is to be done.
+        memory: Of the namespace, if it has one; only looked at.
+    """
+    spec = namespace.record.spec
+    if isinstance(command, Add):
+        return work.CALL + written_work(command)
+    if isinstance(command, Evict):
+        return work.CALL + (0 if memory is None else evicted_work(command, memory))
+    if isinstance(command, AttendBackward):
+        return work.CALL + work.gathered(command.ids.size, spec.key_dim + spec.value_dim)
+    if isinstance(command, Search | Attend) and memory is not None and len(command.queries.shape) == 4:
+        return work.CALL + _read_work(command, spec, memory)
+    return work.CALL
+
+
+def written_work(command: Add) -> int:
+    """Checks and copies."""
+    return work.moved(command.keys.raw.nbytes + command.values.raw.nbytes)
+
+
+def evicted_work(command: Evict, memory: NamespaceMemory) -> int:
+    """What is moved together or zeroed; the oldest go for nothing."""
+    if not isinstance(command.selector, ByIds | Everything):
+        return 0
+    layers = command.layers or memory.spec.layers
+    entries = sum(memory.entries(stream, layer) for stream in command.streams for layer in layers)
+    return work.moved(entries * memory.spec.entry_bytes)
+
+
+def _read_work(command: Search | Attend, spec: NamespaceSpec, memory: NamespaceMemory) -> int:
+    rows, heads, tokens, _ = command.queries.shape
+    entries = sum(memory.entries(stream, command.layer) for stream in command.streams)
+    searched = spec.heads * work.searched(heads * tokens // spec.heads, entries, spec.key_dim)
+    if isinstance(command, Attend):
+        dims = spec.value_dim
+    else:
+        dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
+    top_k = max(0, min(command.top_k, FAISS_TOP_K_MAX))
+    return searched + work.gathered(rows * heads * tokens * top_k, dims)

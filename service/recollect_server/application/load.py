@@ -1,0 +1,135 @@
+"""How much work waits for a device, how fast it is done, and so: how long a new call would wait."""
+
+from __future__ import annotations
+
+from recollect_server.domain.errors import OverloadedError, QuotaExceededError
+from recollect_server.domain.limits import Limits
+
+FIRST_RATE = 10e9
+"""Multiply-adds per second, until some have been measured."""
+
+RATE_OVER_S = 2.0
+"""The rate is that of about the last so many seconds of work."""
+
+RETRY_S_MIN, RETRY_S_MAX = 0.05, 5.0
+
+CAUTION = 1.25
+"""A call is refused if its answer would come too late if it took so much longer than estimated."""
+
+
+class _Account:
+    """A tenant's calls under way."""
+
+    __slots__ = ("cost", "under_way", "waiting", "weight")
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.waiting = 0
+        self.cost = 0
+        self.weight = 1
+
+
+class Load:
+    """Counts of calls and their estimated costs, by tenant. Not thread-safe: `Dispatcher` locks.
+
+    Args:
+        limits: `calls_waiting_max` bounds how many wait.
+        fair: Whether tenants share the device, or stand in one line.
+    """
+
+    def __init__(self, limits: Limits, *, fair: bool) -> None:
+        self._waiting_max = limits.calls_waiting_max
+        self._fair = fair
+        self._accounts: dict[str, _Account] = {}
+        self._waiting = 0
+        self._cost = 0
+        self._weights = 0
+        self._work, self._seconds = FIRST_RATE * RATE_OVER_S / 10, RATE_OVER_S / 10
+
+    @property
+    def rate(self) -> float:
+        """Multiply-adds that the device does in a second."""
+        return self._work / self._seconds
+
+    def by_tenant(self) -> dict[str, tuple[int, int]]:
+        """Calls that wait for their first turn, and the cost of all that is left to do."""
+        return {tenant: (each.waiting, each.cost) for tenant, each in self._accounts.items()}
+
+    def queued(self, tenant: str, cost: int, *, weight: int) -> None:
+        """A call waits."""
+        account = self._accounts.setdefault(tenant, _Account())
+        self._weights += weight - (account.weight if account.under_way else 0)
+        account.weight = weight
+        account.under_way += 1
+        account.waiting += 1
+        self._waiting += 1
+        self._change_cost(account, cost)
+
+    def began(self, tenant: str) -> None:
+        """A call waits no more: it has its first turn."""
+        self._accounts[tenant].waiting -= 1
+        self._waiting -= 1
+
+    def worked(self, tenant: str, cost: int) -> None:
+        """So much of the cost that was estimated is behind it."""
+        self._change_cost(self._accounts[tenant], -cost)
+
+    def ended(self, tenant: str) -> None:
+        """A call that had begun is over."""
+        account = self._accounts[tenant]
+        account.under_way -= 1
+        if not account.under_way:
+            self._weights -= account.weight
+            self._change_cost(account, -account.cost)
+            del self._accounts[tenant]
+
+    def measured(self, work: int, seconds: float) -> None:
+        """The device took `seconds` for `work`."""
+        kept = max(0.0, 1.0 - seconds / RATE_OVER_S)
+        self._work = kept * self._work + work
+        self._seconds = kept * self._seconds + seconds
+
+    def wait_s(self, tenant: str, *, weight: int) -> float:
+        """How long a new call of the tenant would wait until those before it are done."""
+        cost = self._cost
+        account = self._accounts.get(tenant)
+        if self._fair:
+            own, weights = (account.cost, self._weights) if account else (0, self._weights + weight)
+            cost = min(cost, own * weights // weight)
+        return cost / self.rate
+
+    def require_room(
+        self, tenant: str, cost: int, *, weight: int, calls_queued_max: int, remaining_s: float | None
+    ) -> None:
+        """Refuses a call that there is no room or no time for.
+
+        Raises:
+            QuotaExceededError: The tenant has `calls_queued_max` waiting.
+            OverloadedError: Too many wait in all, or the answer would come after `remaining_s`.
+        """
+        account = self._accounts.get(tenant)
+        wait_s = self.wait_s(tenant, weight=weight)
+        retry_after_s = min(RETRY_S_MAX, max(RETRY_S_MIN, wait_s))
+        if account is not None and account.waiting >= calls_queued_max:
+            raise QuotaExceededError(
+                "calls_queued",
+                f"{account.waiting} calls are waiting for the device already; {calls_queued_max} may. "
+                "Wait for answers before sending more",
+                retry_after_s=retry_after_s,
+            )
+        if self._waiting >= self._waiting_max:
+            raise OverloadedError(
+                f"{self._waiting} calls are waiting for the device already", retry_after_s=retry_after_s
+            )
+        if remaining_s is None or not self._cost:
+            return
+        needed_s = CAUTION * (wait_s + cost / self.rate)
+        if needed_s > remaining_s:
+            raise OverloadedError(
+                f"the answer would take about {needed_s:.2g} s, and its deadline is in {remaining_s:.2g} s",
+                retry_after_s=retry_after_s,
+            )
+
+    def _change_cost(self, account: _Account, by: int) -> None:
+        account.cost += by
+        self._cost += by

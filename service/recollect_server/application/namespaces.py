@@ -1,0 +1,172 @@
+"""Namespaces with their memories: what is deleted in the registry is freed on the device."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from recollect_server.application.catalog import Catalog
+from recollect_server.application.commands import Describe, Evict, Stats
+from recollect_server.application.directory import Directory
+from recollect_server.application.dispatch import Dispatcher, Job
+from recollect_server.application.memories import Memories
+from recollect_server.application.memory import Memory
+from recollect_server.application.turns import Times, Turns
+from recollect_server.domain.audit import Audit, Origin
+from recollect_server.domain.errors import RecollectError, TenantNotFoundError
+from recollect_server.domain.eviction import Selector
+from recollect_server.domain.identity import Caller
+from recollect_server.domain.limits import Limits
+from recollect_server.domain.ports import Clock
+from recollect_server.domain.registry import NamespaceRecord
+from recollect_server.domain.steps import Steps
+from recollect_server.domain.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+UNBOUNDED_CALLS = 2**31
+"""Freeing memory is never refused for want of a place in the queue."""
+
+
+class Namespaces:
+    """What concerns a namespace's record and its memory at once.
+
+    Args:
+        catalog: The records.
+        memories: What they hold, on this server.
+        memory: The use cases on it.
+        turns: At the device.
+        dispatcher: Of the device.
+        directory: Of tenants.
+        limits: The server's bounds.
+        clock: Seconds since the epoch.
+        telemetry: Told what is freed.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        memories: Memories,
+        *,
+        memory: Memory,
+        turns: Turns,
+        dispatcher: Dispatcher,
+        directory: Directory,
+        limits: Limits,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._catalog = catalog
+        self._memories = memories
+        self._memory = memory
+        self._turns = turns
+        self._dispatcher = dispatcher
+        self._directory = directory
+        self._limits = limits
+        self._clock = clock
+        self._telemetry = telemetry
+
+    async def require_tenant(self, tenant: str) -> Caller:
+        """The tenant as a caller of its own, for operators.
+
+        Raises:
+            TenantNotFoundError: There is none of this name.
+        """
+        if await self._directory.tenant(tenant) is None:
+            raise TenantNotFoundError(f"there is no tenant {tenant!r}", argument="tenant")
+        return Caller(tenant)
+
+    async def get(self, tenant: str, name: str) -> NamespaceRecord:
+        """A tenant's namespace.
+
+        Raises:
+            NotFoundError: There is no such tenant, or it has no such namespace.
+        """
+        return (await self._catalog.get(await self.require_tenant(tenant), name)).record
+
+    async def list(self, tenant: str, *, page_size: int, after: str) -> tuple[list[NamespaceRecord], str]:
+        """A page of a tenant's namespaces, and the name to go on after. Raises as `Catalog.list`."""
+        return await self._catalog.list(await self.require_tenant(tenant), page_size=page_size, after=after)
+
+    async def stats(self, tenant: str, name: str) -> Stats:
+        """What a namespace holds on this server.
+
+        Raises:
+            NotFoundError: There is no such tenant or namespace.
+        """
+        caller = await self.require_tenant(tenant)
+        return await self.describe(caller, Describe(name), times=Times())
+
+    async def describe(self, caller: Caller, command: Describe, *, times: Times) -> Stats:
+        """The same for a caller of the tenant. Raises as `Memory.describe`."""
+        return await self._turns.take(caller, command, self._memory.describe, times=times)
+
+    async def evict(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        streams: tuple[str, ...] | None,
+        layers: tuple[int, ...],
+        selector: Selector,
+        origin: Origin,
+    ) -> int:
+        """Removes entries of some streams, or of all (None); returns how many, and notes it in the audit log.
+
+        Raises:
+            RecollectError: Of the domain's tree.
+        """
+        caller = await self.require_tenant(tenant)
+        namespace = await self._catalog.get(caller, name)
+        memory = self._memories.peek(namespace.record)
+        names = streams if streams is not None else tuple(memory.stream_names if memory else ())
+        evicted = 0
+        for first in range(0, len(names), self._limits.rows_max):
+            part = names[first : first + self._limits.rows_max]
+            command = Evict(name, part, selector=selector, layers=layers, missing_ok=streams is None)
+            evicted += await self._turns.take(caller, command, self._memory.evict, times=Times())
+        self._telemetry.evicted(tenant, evicted, cause="request")
+        await self._directory.registry.append_audit(
+            self._audit(origin, "namespace.evict", tenant=tenant, target=name, details=f"{evicted} entries")
+        )
+        return evicted
+
+    async def delete(self, caller: Caller, name: str, *, missing_ok: bool = False, origin: Origin) -> None:
+        """Deletes a namespace and frees its memory.
+
+        Raises:
+            NamespaceNotFoundError: There is none, and `missing_ok` is false.
+        """
+        if await self._catalog.delete(caller, name, missing_ok=missing_ok, origin=origin):
+            await self._free(caller.tenant, name)
+
+    async def reconcile(self) -> None:
+        """Frees the memories of namespaces that another server deleted, or made anew."""
+        for tenant, name, uid in self._memories.held():
+            try:
+                record = await self._directory.namespace(tenant, name)
+            except RecollectError:
+                return  # the registry is away: what is gone will be seen when it is back
+            if record is None or record.uid != uid:
+                log.info("freeing a namespace that was deleted elsewhere")
+                await self._free(tenant, name)
+
+    async def _free(self, tenant: str, name: str) -> None:
+        job = Job(
+            tenant,
+            self._dropped(tenant, name),
+            cost=0,
+            deadline_s=None,
+            weight=1,
+            calls_queued_max=UNBOUNDED_CALLS,
+        )
+        entries = await asyncio.wrap_future(self._dispatcher.submit(job))
+        self._telemetry.evicted(tenant, entries, cause="delete")
+
+    def _dropped(self, tenant: str, name: str) -> Steps[int]:
+        yield 0
+        return self._memories.drop(tenant, name)
+
+    def _audit(self, origin: Origin, action: str, *, tenant: str, target: str, details: str) -> Audit:
+        now_ms = int(self._clock() * 1000)
+        return Audit(now_ms, origin.actor, origin.source, action, tenant, target, details)

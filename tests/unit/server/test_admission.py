@@ -1,0 +1,113 @@
+"""Who may begin a call: rates, calls in flight, and bytes in flight, per tenant and in all."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from recollect_server.application.admission import TENANTS_REMEMBERED, Admission
+from recollect_server.domain.errors import OverloadedError, QuotaExceededError
+from recollect_server.domain.limits import Limits
+from recollect_server.domain.tenants import Quotas
+
+
+class Bench:
+    """Admission on a clock that the test moves."""
+
+    def __init__(self, **limits: int) -> None:
+        self.now_s = 0.0
+        self.admission = Admission(Limits(**limits), monotonic=lambda: self.now_s)
+
+    def begins(self, tenant: str, quotas: Quotas) -> bool:
+        """Whether a call, which ends at once, is let in."""
+        try:
+            with self.admission.begin(tenant, quotas):
+                return True
+        except QuotaExceededError:
+            return False
+
+
+def test_a_rate_is_held_over_any_second() -> None:
+    """A tenant calls more often than it may, or less often than it may."""
+    bench, quotas = Bench(), Quotas(calls_per_second=10)
+    assert sum(bench.begins("a", quotas) for _ in range(50)) == 10
+    let_in = 0
+    for _ in range(80):
+        bench.now_s += 0.0625
+        let_in += sum(bench.begins("a", quotas) for _ in range(3))
+    assert let_in == 50  # five seconds at ten a second
+
+
+def test_a_refusal_says_when() -> None:
+    """A refused caller is not told when to come back, or too early."""
+    bench, quotas = Bench(), Quotas(calls_per_second=2)
+    for _ in range(2):
+        assert bench.begins("a", quotas)
+    with pytest.raises(QuotaExceededError) as caught, bench.admission.begin("a", quotas):
+        pass
+    assert caught.value.reason == "QUOTA_CALLS_PER_SECOND"
+    assert caught.value.retry_after_s is not None
+    bench.now_s += caught.value.retry_after_s
+    assert bench.begins("a", quotas)
+
+
+def test_one_tenants_rate_is_its_own() -> None:
+    """A tenant that used up its calls takes another's."""
+    bench, quotas = Bench(), Quotas(calls_per_second=1)
+    assert bench.begins("a", quotas)
+    assert not bench.begins("a", quotas)
+    assert bench.begins("b", quotas)
+
+
+def test_calls_in_flight_are_counted_out_also_when_they_fail() -> None:
+    """A call that failed takes a place for ever."""
+    bench, quotas = Bench(), Quotas(calls_in_flight_max=2)
+    for _ in range(10):
+        with pytest.raises(ZeroDivisionError), bench.admission.begin("a", quotas):
+            raise ZeroDivisionError
+    with ExitStack() as under_way:
+        for _ in range(2):
+            under_way.enter_context(bench.admission.begin("a", quotas))
+        with pytest.raises(QuotaExceededError) as caught, bench.admission.begin("a", quotas):
+            pass
+        assert caught.value.reason == "QUOTA_CALLS_IN_FLIGHT"
+        assert bench.begins("b", quotas)
+    assert bench.begins("a", quotas)
+
+
+def test_bytes_in_flight_are_bounded_and_given_back() -> None:
+    """Messages pile up beyond the quota, or bytes of a refused message stay counted."""
+    bench, quotas = Bench(), Quotas(bytes_in_flight_max=100)
+    for _ in range(3):
+        with bench.admission.begin("a", quotas) as first:
+            first.holds(60)
+            with (
+                pytest.raises(QuotaExceededError) as caught,
+                bench.admission.begin("a", quotas) as second,
+            ):
+                second.holds(60)
+            assert caught.value.reason == "QUOTA_BYTES_IN_FLIGHT"
+            with bench.admission.begin("a", quotas) as third:
+                third.holds(40)
+
+
+def test_all_tenants_together_are_bounded() -> None:
+    """Many tenants, each within its quota, take the server down."""
+    bench, quotas = Bench(calls_in_flight_max=3, bytes_in_flight_max=100), Quotas()
+    with ExitStack() as under_way:
+        for tenant in "abc":
+            under_way.enter_context(bench.admission.begin(tenant, quotas)).holds(30)
+        with pytest.raises(OverloadedError), bench.admission.begin("d", quotas):
+            pass
+    with bench.admission.begin("a", quotas) as large, pytest.raises(OverloadedError):
+        large.holds(101)
+
+
+def test_idle_tenants_are_forgotten() -> None:
+    """Memory grows with every tenant that ever called."""
+    bench, quotas = Bench(), Quotas()
+    for number in range(3 * TENANTS_REMEMBERED):
+        bench.now_s += 0.01
+        assert bench.begins(f"t{number}", quotas)
+    assert bench.admission.tenants <= TENANTS_REMEMBERED + 1

@@ -19,6 +19,7 @@ from recollect_server.admin.services import AdminServices, Check
 from recollect_server.application.audit import AuditLog
 from recollect_server.application.authentication import KeyAuthenticator
 from recollect_server.application.catalog import Catalog
+from recollect_server.application.changes import Changes
 from recollect_server.application.commands import Stats
 from recollect_server.application.directory import Directory
 from recollect_server.application.keys import Keys
@@ -149,7 +150,8 @@ async def world(registry: Registry | None = None, *, limits: Limits | None = Non
 
 
 async def _furnished(directory: Directory, limits: Limits) -> World:
-    tenants, keys = Tenants(directory, clock=time.time), Keys(directory, clock=time.time)
+    changes = Changes(monotonic=time.monotonic)
+    tenants, keys = Tenants(directory, clock=time.time), Keys(directory, changes=changes, clock=time.time)
     tokens = {
         "metrics": METRICS_KEY,
         "unknown": UNKNOWN_TOKEN,
@@ -163,7 +165,7 @@ async def _furnished(directory: Directory, limits: Limits) -> World:
         ("umbrella", "umbrella", ALL_SCOPES),
     ):
         tokens[holder] = (await keys.issue(tenant, scopes=scopes, origin=SERVER)).token
-    catalog = Catalog(directory, limits=limits, clock=time.time)
+    catalog = Catalog(directory, changes=changes, limits=limits, clock=time.time)
     namespaces = RecordOnlyNamespaces(directory, catalog)
     telemetry = ToldTelemetry()
     checks, drained = [Check("registry", ready=True)], list[Origin]()

@@ -17,6 +17,7 @@ from recollect_server.application.admission import Admission
 from recollect_server.application.audit import AuditLog
 from recollect_server.application.authentication import KeyAuthenticator
 from recollect_server.application.catalog import Catalog
+from recollect_server.application.changes import Changes
 from recollect_server.application.directory import Directory
 from recollect_server.application.dispatch import Dispatcher
 from recollect_server.application.keys import Keys
@@ -63,6 +64,7 @@ class Parts(NamedTuple):
     device: Device
     keys: KeyAuthenticator
     namespaces: Namespaces
+    changes: Changes
 
 
 def build_embedded_core(settings: Settings) -> Core:
@@ -133,7 +135,7 @@ def _services(
         authenticator=parts.keys,
         registry=directory.registry,
         tenants=Tenants(directory, clock=time.time),
-        keys=Keys(directory, clock=time.time),
+        keys=Keys(directory, changes=parts.changes, clock=time.time),
         audit=AuditLog(directory),
         namespaces=parts.namespaces,
         readiness=state.checks,
@@ -163,7 +165,8 @@ def _parts(settings: Settings, registry: Registry, only_tenant: str, *, telemetr
     )
     keys = KeyAuthenticator(directory, time.time)
     authenticator: Authenticator = SingleTenant(only_tenant) if only_tenant else keys
-    catalog = Catalog(directory, limits=limits, clock=time.time)
+    changes = Changes(monotonic=time.monotonic)
+    catalog = Catalog(directory, changes=changes, limits=limits, clock=time.time)
     dispatcher = Dispatcher(limits, fair=settings.fair)
     memories = Memories(device, limits=limits, clock=time.time)
     memory = Memory(memories, limits=limits, clock=time.time)
@@ -195,7 +198,7 @@ def _parts(settings: Settings, registry: Registry, only_tenant: str, *, telemetr
         operator_file=None if data_dir is None else data_dir / OPERATOR_KEY_FILE,
     )
     core = Core(endpoint, directory, dispatcher=dispatcher, namespaces=namespaces, first=first)
-    return Parts(core, memories, device, keys, namespaces)
+    return Parts(core, memories, device, keys, namespaces, changes)
 
 
 def _kept_nowhere() -> Registry:

@@ -21,7 +21,7 @@ from recollect_server.bootstrap import build_embedded_core
 from recollect_server.domain.errors import DeadlineExceededError, DrainingError, RecollectError
 from recollect_server.lifecycle import Core
 from recollect_server.rpc.call import Arrival
-from recollect_server.rpc.endpoint import Received, Route
+from recollect_server.rpc.endpoint import Received, Route, Sent
 from recollect_server.rpc.status import detail_of, status_of
 from recollect_server.settings import Settings
 
@@ -66,7 +66,8 @@ class EmbeddedTransport:
 
         if self._loop.is_closed():
             return _failed(_closed())
-        future = asyncio.run_coroutine_threadsafe(self._core.endpoint.call(arrival, receive), self._loop)
+        answer = self._core.endpoint.call(arrival, receive, send=lambda response: Sent(response, 0))
+        future = asyncio.run_coroutine_threadsafe(answer, self._loop)
         try:
             return EmbeddedReply("OK", "", future.result(timeout_s), None)
         except FutureTimeoutError:

@@ -52,8 +52,9 @@ def operator_token(settings: Settings) -> str:
     Raises:
         RefusedToStartError: Its file cannot be read.
     """
-    if settings.admin.operator_key is not None:
-        return settings.admin.operator_key.get_secret_value().strip()
+    given = settings.admin.operator_key
+    if given is not None and given.get_secret_value().strip():
+        return given.get_secret_value().strip()
     path = settings.admin.operator_key_file
     if path is None:
         return ""
@@ -85,6 +86,8 @@ def _check_dev(settings: Settings, listen: list[ListenAddress]) -> None:
             f"--dev takes calls without a token, so it listens on loopback and unix sockets only, "
             f"not on {reachable}"
         )
+    if settings.tls.cert_file is not None:
+        raise RefusedToStartError("--dev serves without TLS; take tls.cert_file away, or start without --dev")
     if settings.registry.url is not None:
         raise RefusedToStartError(
             "--dev keeps nothing and has no keys, so it takes no registry.url; start without --dev to use one"

@@ -14,6 +14,7 @@ from recollect_server.application.dispatch import Dispatcher
 from recollect_server.application.namespaces import Namespaces
 from recollect_server.domain.audit import SERVER, Audit
 from recollect_server.domain.credentials import Key, digest_of, new_token, parse_key
+from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.registry import Creation
 from recollect_server.domain.tenants import Quotas, Tenant
 from recollect_server.rpc.endpoint import Endpoint
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 
 RECONCILE_S = 2.0
 """At most so often are memories compared with the registry; calls to what was deleted are refused at once."""
+
+
+ENSURE_S = 1.0
+"""How often a registry that was away at the start is looked for, to make the first keys in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +70,27 @@ class Core:
         self.namespaces = namespaces
         self._first = first
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Opens the registry and watches it.
+        """Opens the registry and watches it. One that is away is waited for, while probes say so.
 
         Raises:
             ValueError: The registry is not usable, or the operator's key is not one.
-            RegistryUnavailableError: It is away, and somebody has to be made to exist first.
         """
+        if self._first.operator_token and parse_key(self._first.operator_token) is None:
+            raise ValueError("the operator's key is not of the form rk_<16 hex digits>_<64 hex digits>")
         await self.directory.start()
-        if self._first.tenant:
-            await self._ensure_tenant(self._first.tenant)
-        if self._first.operator_token:
-            await self._ensure_operator(self._first.operator_token)
-        elif not self._first.tenant:
-            await self._ensure_any_operator(self._first.operator_file)
+        try:
+            await self._ensure_first()
+        except RegistryUnavailableError:
+            self._tasks.append(asyncio.create_task(self._ensure_first_later()))
 
         async def changed() -> None:
             self._changed.set()
 
         self.directory.on_change(changed)
-        self._task = asyncio.create_task(self._reconcile())
+        self._tasks.append(asyncio.create_task(self._reconcile()))
 
     def drain(self) -> None:
         """Takes no new calls; those under way go on."""
@@ -96,9 +100,9 @@ class Core:
         """Drains, waits for what is queued, and closes the registry."""
         self.drain()
         await asyncio.to_thread(self.dispatcher.drain)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.directory.stop()
 
     async def _reconcile(self) -> None:
@@ -110,6 +114,26 @@ class Core:
             except Exception:
                 log.exception("comparing memories with the registry failed")
             await asyncio.sleep(RECONCILE_S)
+
+    async def _ensure_first(self) -> None:
+        """Makes those exist without whom the server is of no use."""
+        if self._first.tenant:
+            await self._ensure_tenant(self._first.tenant)
+        if self._first.operator_token:
+            await self._ensure_operator(self._first.operator_token)
+        elif not self._first.tenant:
+            await self._ensure_any_operator(self._first.operator_file)
+
+    async def _ensure_first_later(self) -> None:
+        while True:
+            await asyncio.sleep(ENSURE_S)
+            try:
+                await self._ensure_first()
+            except RegistryUnavailableError:
+                continue
+            except ValueError as unusable:
+                log.error("nobody can administer this server: %s", unusable)
+            return
 
     async def _ensure_tenant(self, name: str) -> None:
         quotas = Quotas(
@@ -137,16 +161,17 @@ class Core:
                 "write a new one to"
             )
         _, token = new_token()
-        # The file first: a key that nobody can read is worse than a file with a key that does not exist.
-        with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        # The file first: a key that nobody can read is worse than a file with a key that does not exist. An
+        # old file is of a registry that is gone; to write into it would keep its mode, or follow a link.
+        path.unlink(missing_ok=True)
+        with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(token + "\n")
         await self._ensure_operator(token)
         log.warning("no operator's key existed: a new one was written to %s", path)
 
     async def _ensure_operator(self, token: str) -> None:
         presented = parse_key(token)
-        if presented is None:
-            raise ValueError("the operator's key is not of the form rk_<16 hex digits>_<64 hex digits>")
+        assert presented is not None  # checked at the start
         digest = digest_of(presented.secret)
         key = Key(presented.key_id, None, digest, frozenset(), "from the settings", _now_ms())
         audit = Audit(_now_ms(), SERVER.actor, SERVER.source, "key.issue", "", key.key_id, "operator")

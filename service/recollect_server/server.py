@@ -117,7 +117,6 @@ class Server:
         Raises:
             OSError: An address cannot be bound.
             ValueError: The registry is of no use.
-            RegistryUnavailableError: It is away, and has to be asked who may run this server.
         """
         await self._core.start()
         try:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 
 import typer
 from pydantic import ValidationError
 
 from recollect_server.bootstrap import build_server
-from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.exposure import RefusedToStartError
 from recollect_server.observability.logs import configure_logging
 from recollect_server.server import Server
-from recollect_server.settings import Settings
+from recollect_server.settings import Settings, SettingsError, unknown_variables
+
+log = logging.getLogger(__name__)
 
 EXIT_REFUSED = 2
 
@@ -30,11 +32,19 @@ def run(options: dict[str, object]) -> int:
     try:
         settings = Settings.model_validate(_merged(Settings().model_dump(), options))
         configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
+        for unknown in unknown_variables():
+            log.warning("%s", unknown)
         return asyncio.run(_serve(settings))
     except ValidationError as invalid:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in invalid.errors())
         typer.echo(f"recollect: bad settings: {problems}", err=True)
-    except (RefusedToStartError, RegistryUnavailableError, ValueError, OSError) as refused:
+    except SettingsError as unreadable:
+        typer.echo(
+            f"recollect: bad settings: {unreadable}. Lists and sections are written as JSON, as in "
+            """RECOLLECT_LISTEN='["127.0.0.1:50051"]'""",
+            err=True,
+        )
+    except (RefusedToStartError, ValueError, OSError) as refused:
         typer.echo(f"recollect: {refused}", err=True)
     return EXIT_REFUSED
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from recollect_server.domain.limits import Limits
+
+__all__ = ["Settings", "SettingsError", "unknown_variables", "variables"]
+
+PREFIX, DELIMITER = "RECOLLECT_", "__"
+
+SHELLS_VARIABLES = frozenset({"RECOLLECT_ADMIN_URL", "RECOLLECT_OPERATOR_KEY"})
+"""Of the commands that speak to a server; not settings of one."""
 
 
 class _Section(BaseModel):
@@ -75,7 +86,7 @@ class TelemetrySettings(_Section):
 class Settings(BaseSettings):
     """Everything that an operator can set. Options of the command line go before the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="RECOLLECT_", env_nested_delimiter="__", extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=DELIMITER, extra="forbid")
 
     listen: list[str] = Field(
         default=["127.0.0.1:50051"], description="unix:///path or host:port, repeatable"
@@ -98,3 +109,31 @@ class Settings(BaseSettings):
     admin: AdminSettings = Field(default_factory=AdminSettings)
     telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     limits: Limits = Field(default_factory=Limits)
+
+
+def unknown_variables() -> list[str]:
+    """What in the environment looks like a setting and is none: each with the setting that may be meant."""
+    known = set(variables())
+    strange = sorted(
+        name for name in os.environ if name.startswith(PREFIX) and name not in known | SHELLS_VARIABLES
+    )
+    said = []
+    for name in strange:
+        meant = difflib.get_close_matches(name, known, n=1)
+        said.append(f"{name} is no setting" + (f"; did you mean {meant[0]}?" if meant else ""))
+    return said
+
+
+def variables() -> Iterator[str]:
+    """Every variable that is a setting, as RECOLLECT_LIMITS__TOP_K_MAX; sections may be given whole too."""
+    for name, field in Settings.model_fields.items():
+        variable = PREFIX + name.upper()
+        yield variable
+        kind = field.annotation
+        inner: list[str] = []
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            inner = list(kind.model_fields)
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            inner = [each.name for each in dataclasses.fields(kind)]
+        for each in inner:
+            yield variable + DELIMITER + each.upper()

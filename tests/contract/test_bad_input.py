@@ -191,7 +191,7 @@ def test_an_oversized_message(target: Target, request: pytest.FixtureRequest) ->
         pytest.skip("embedded:// has no wire that could bound a message")
     before = target.seen()
     large = messages.add(target.name)
-    large.keys.data = bytes(64 * 1024 * 1024 + 128 * 1024)
+    large.keys.data = bytes(8 * 1024 * 1024 + 128 * 1024)
     answer = target.raw("Add", large)
     assert answer.code == "RESOURCE_EXHAUSTED"
     assert "larger than max" in answer.message

@@ -65,6 +65,12 @@ def test_both_addresses_are_one_memory(server: ServerProcess) -> None:
         assert other.namespace("e2e").stats().entries == 10
 
 
+def test_calls_without_a_deadline(server: ServerProcess) -> None:
+    """A client that waits as long as it takes is answered with a defect."""
+    with recollect.connect(server.unix_url, timeout_s=None) as client:
+        assert make(client).stats().entries == 10
+
+
 def test_only_the_owner_may_open_the_socket(server: ServerProcess) -> None:
     """In dev mode whoever opens the socket may do everything, so nobody else may open it."""
     assert stat.S_IMODE(server.socket.stat().st_mode) == 0o600

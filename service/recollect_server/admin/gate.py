@@ -157,6 +157,7 @@ def _record(
         reason=call.reason,
         error_id=call.error_id,
         request_id=call.request_id,
+        source=client[0] if (client := scope.get("client")) else "",
         traceparent=traceparent if TRACEPARENT_PATTERN.fullmatch(traceparent) else "",
         started_ns=started_ns,
         total_s=total_s,

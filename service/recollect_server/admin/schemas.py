@@ -58,6 +58,10 @@ class QuotasBody(Body):
         default=Quotas().calls_per_second,
         description="sustained; a burst of one second's worth is let through",
     )
+    changes_per_minute: Positive = Field(
+        default=Quotas().changes_per_minute,
+        description="of namespaces and keys by the tenant's own keys; a minute's worth is let through at once",
+    )
     calls_in_flight_max: Positive = Quotas().calls_in_flight_max
     bytes_in_flight_max: Positive = Quotas().bytes_in_flight_max
     calls_queued_max: Positive = Field(

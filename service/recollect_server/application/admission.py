@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 from recollect_server.domain.errors import OverloadedError, QuotaExceededError
 from recollect_server.domain.limits import Limits
@@ -26,12 +28,16 @@ class _Account:
         counted_at_s: When `allowance` was last brought up to date.
         calls: In flight.
         bytes: Of their messages.
+        receiving: Messages that are being received, of unknown size.
+        waiting: Calls that wait to receive theirs.
     """
 
     allowance: float
     counted_at_s: float
     calls: int = 0
     bytes: int = 0
+    receiving: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
 
 
 class Admitted:
@@ -48,6 +54,48 @@ class Admitted:
         self._account, self._server = account, server
         self._quotas, self._limits = quotas, limits
         self.bytes = 0
+
+    @asynccontextmanager
+    async def receiving(self) -> AsyncIterator[None]:
+        """Waits until the tenant's messages in flight leave room for another one of the largest size."""
+        account = self._account
+        if account.waiting or not self._has_room():
+            turn = asyncio.get_running_loop().create_future()
+            account.waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # its turn had just come
+                    account.receiving -= 1
+                    self._let_next_receive()
+                raise
+        else:
+            account.receiving += 1
+        try:
+            yield
+        finally:
+            account.receiving -= 1
+            self._let_next_receive()
+
+    def ended(self) -> None:
+        """Counts the call out."""
+        for each in (self._account, self._server):
+            each.calls -= 1
+            each.bytes -= self.bytes
+        self._let_next_receive()
+
+    def _has_room(self) -> bool:
+        # One at least, so that a small quota is no end of everything.
+        each = self._limits.message_bytes_max
+        most = (self._quotas.bytes_in_flight_max - self._account.bytes) // each
+        return self._account.receiving < max(1, most)
+
+    def _let_next_receive(self) -> None:
+        while self._account.waiting and self._has_room():
+            turn = self._account.waiting.popleft()
+            if not turn.done():
+                self._account.receiving += 1
+                turn.set_result(None)
 
     def holds(self, message_bytes: int) -> None:
         """Counts the bytes of the call's message.
@@ -114,9 +162,7 @@ class Admission:
         try:
             yield admitted
         finally:
-            for each in (account, self._server):
-                each.calls -= 1
-                each.bytes -= admitted.bytes
+            admitted.ended()
 
     def _account(self, tenant: str, quotas: Quotas) -> _Account:
         now_s = self._monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+from recollect_server.application.changes import Changes
 from recollect_server.application.commands import Namespace
 from recollect_server.application.directory import Directory
 from recollect_server.domain.audit import Audit, Origin
@@ -19,7 +20,7 @@ from recollect_server.domain.identity import Caller
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.ports import Clock
 from recollect_server.domain.registry import Creation, NamespaceRecord
-from recollect_server.domain.spec import NamespaceSpec, validate_name
+from recollect_server.domain.spec import NamespaceSpec, is_name, validate_name
 from recollect_server.domain.tenants import Quotas
 
 
@@ -31,12 +32,14 @@ class Catalog:
 
     Args:
         directory: Cached reads of the registry, and the registry itself for changes.
+        changes: Bounds how often a tenant makes and deletes namespaces.
         limits: The server's bounds.
         clock: Seconds since the epoch.
     """
 
-    def __init__(self, directory: Directory, *, limits: Limits, clock: Clock) -> None:
+    def __init__(self, directory: Directory, *, changes: Changes, limits: Limits, clock: Clock) -> None:
         self._directory = directory
+        self._changes = changes
         self._limits = limits
         self._clock = clock
 
@@ -59,14 +62,16 @@ class Catalog:
         Raises:
             InvalidArgumentError: The name or the spec is wrong.
             NamespaceExistsError: It exists, with another spec or without `exist_ok`.
-            QuotaExceededError: The tenant has as many as it may.
+            QuotaExceededError: The tenant has as many as it may, or changes them too often.
         """
         validate_name("name", name, self._limits)
         spec.validate(self._limits)
         existing = await self._directory.namespace(caller.tenant, name)
         if existing is not None:
             return _same(existing, spec, exist_ok=exist_ok)
-        at_most = min((await self.quotas(caller)).namespaces_max, self._limits.namespaces_max)
+        quotas = await self.quotas(caller)
+        self._changes.count(caller.tenant, quotas, origin=origin)
+        at_most = min(quotas.namespaces_max, self._limits.namespaces_max)
         now_ms = int(self._clock() * 1000)
         record = NamespaceRecord(caller.tenant, name, spec, created_at_ms=now_ms, uid=uuid.uuid4().hex)
         audit = Audit(now_ms, origin.actor, origin.source, "namespace.create", caller.tenant, name)
@@ -91,12 +96,17 @@ class Catalog:
             NamespaceNotFoundError: There is none, or it is another tenant's: the answer is the same.
         """
         # The one line that keeps tenants apart: every look-up passes here, by the caller's tenant.
-        record = await self._directory.namespace(caller.tenant, name)
+        record = await self._directory.namespace(caller.tenant, name) if self._may_exist(name) else None
         if record is None:
+            shown = name[: self._limits.name_length_max]  # a status must fit the headers of an answer
             raise NamespaceNotFoundError(
-                f"there is no namespace {name!r}; create it first", argument="namespace"
+                f"there is no namespace {shown!r}; create it first", argument="namespace"
             )
         return Namespace(record, await self.quotas(caller))
+
+    def _may_exist(self, name: str) -> bool:
+        """False for what is not looked for: a name of megabytes would be remembered as absent."""
+        return is_name(name, self._limits)
 
     async def list(self, caller: Caller, *, page_size: int, after: str) -> tuple[list[NamespaceRecord], str]:
         """A page of the caller's namespaces by name, and the name to go on after ("" at the end).
@@ -121,11 +131,15 @@ class Catalog:
 
         Raises:
             NamespaceNotFoundError: There is none, and `missing_ok` is false.
+            QuotaExceededError: The tenant makes and deletes too often.
         """
-        now_ms = int(self._clock() * 1000)
-        audit = Audit(now_ms, origin.actor, origin.source, "namespace.delete", caller.tenant, name)
-        deleted = await self._directory.registry.delete_namespace(caller.tenant, name, audit=audit)
-        await self._directory.refresh()
+        deleted = False
+        if self._may_exist(name):
+            self._changes.count(caller.tenant, await self.quotas(caller), origin=origin)
+            now_ms = int(self._clock() * 1000)
+            audit = Audit(now_ms, origin.actor, origin.source, "namespace.delete", caller.tenant, name)
+            deleted = await self._directory.registry.delete_namespace(caller.tenant, name, audit=audit)
+            await self._directory.refresh()
         if not deleted and not missing_ok:
             await self.get(caller, name)
         return deleted

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
+from recollect_server.application.changes import Changes
 from recollect_server.application.directory import Directory
 from recollect_server.application.tenants import no_tenant
 from recollect_server.domain.audit import Audit, Origin
 from recollect_server.domain.credentials import Key, digest_of, new_token
-from recollect_server.domain.errors import InvalidArgumentError, KeyNotFoundError
+from recollect_server.domain.errors import InvalidArgumentError, KeyNotFoundError, RevisionConflictError
 from recollect_server.domain.identity import Scope
 from recollect_server.domain.ports import Clock
 from recollect_server.domain.registry import Creation
@@ -18,7 +19,8 @@ LABEL_LENGTH_MAX = 200
 LIFETIME_S_MAX = 10 * 366 * 86_400
 OVERLAP_S_MAX = 30 * 86_400
 ATTEMPTS = 3
-"""Of finding a key id that is free; two of them are never the same by chance."""
+"""Of finding a key id that is free; two of them are never the same by chance. And of a change, while others
+change the same key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,13 @@ class Keys:
 
     Args:
         directory: The registry, and what this server remembers of it.
+        changes: Bounds how often a tenant changes its own keys.
         clock: Seconds since the epoch.
     """
 
-    def __init__(self, directory: Directory, *, clock: Clock) -> None:
+    def __init__(self, directory: Directory, *, changes: Changes, clock: Clock) -> None:
         self._directory = directory
+        self._changes = changes
         self._clock = clock
 
     async def issue(
@@ -71,12 +75,14 @@ class Keys:
         Raises:
             InvalidArgumentError: An argument is wrong.
             TenantNotFoundError: There is no such tenant.
+            QuotaExceededError: The tenant changes its keys too often.
         """
         if tenant is not None and not scopes:
             raise InvalidArgumentError("scopes", "is empty; give at least one of read, write, admin")
         if tenant is None and scopes:
             raise InvalidArgumentError("scopes", "is for keys of tenants; an operator's has none")
         _check(label=label, lifetime_s=lifetime_s)
+        await self._count(tenant, origin)
         for _ in range(ATTEMPTS):
             issued = self._new(tenant, frozenset(scopes), label=label, lifetime_s=lifetime_s)
             audit = self._audit(origin, "key.issue", issued.key, details=_described(issued.key))
@@ -107,51 +113,72 @@ class Keys:
         Raises:
             InvalidArgumentError: The overlap is negative or too long.
             KeyNotFoundError: There is no such key, or it is refused already.
+            RevisionConflictError: Others change it all the time.
+            QuotaExceededError: The tenant changes its keys too often.
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise InvalidArgumentError("overlap_s", f"is {overlap_s}; it must be from 0 to {OVERLAP_S_MAX:,}")
-        old = await self._get(tenant, key_id)
-        now_ms = self._now_ms()
-        if not old.is_valid(now_ms):
-            raise KeyNotFoundError(
-                f"key {key_id!r} has expired or is revoked; issue a new one", argument="key_id"
-            )
-        ends_ms = now_ms + overlap_s * 1000
-        lifetime_s = None
-        if old.expires_at_ms is not None:
-            ends_ms = min(ends_ms, old.expires_at_ms)
-            lifetime_s = max(1, (old.expires_at_ms - old.created_at_ms) // 1000)
-        issued = self._new(tenant, old.scopes, label=old.label, lifetime_s=lifetime_s)
-        details = f"into {issued.key.key_id}; the old one expires at {ends_ms}"
-        audit = self._audit(origin, "key.rotate", old, details=details)
-        ending = replace(old, expires_at_ms=ends_ms, last_used_at_ms=None)
-        if not await self._directory.registry.rotate_key(ending, issued.key, audit=audit):
-            raise no_key(key_id)
-        await self._directory.refresh()
-        return issued
+        await self._count(tenant, origin)
+        for _ in range(ATTEMPTS):
+            old = await self._get(tenant, key_id)
+            ending, issued = self._replaced(old, overlap_s=overlap_s)
+            details = f"into {issued.key.key_id}; the old one expires at {ending.expires_at_ms}"
+            audit = self._audit(origin, "key.rotate", old, details=details)
+            if await self._directory.registry.rotate_key(ending, issued.key, audit=audit):
+                await self._directory.refresh()
+                return issued
+        raise being_changed(key_id)
 
     async def revoke(self, tenant: str | None, key_id: str, *, origin: Origin) -> Key:
         """Has a key refused from now on; once is enough, and again does nothing.
 
         Raises:
             KeyNotFoundError: There is no such key.
+            RevisionConflictError: Others change it all the time.
+            QuotaExceededError: The tenant changes its keys too often.
         """
-        key = await self._get(tenant, key_id)
-        if key.revoked_at_ms is None:
-            revoked = replace(key, revoked_at_ms=self._now_ms(), last_used_at_ms=None)
-            audit = self._audit(origin, "key.revoke", key, details=_described(key))
-            if not await self._directory.registry.replace_key(revoked, audit=audit):
-                raise no_key(key_id)
-            key = revoked
-        # Also if it was revoked before: a first attempt may have failed between the two.
-        await self._directory.refresh()
-        return key
+        await self._count(tenant, origin)
+        for _ in range(ATTEMPTS):
+            key = await self._get(tenant, key_id)
+            revoked = key
+            if key.revoked_at_ms is None:
+                revoked = replace(key, revoked_at_ms=self._now_ms(), last_used_at_ms=None)
+                audit = self._audit(origin, "key.revoke", key, details=_described(key))
+                if not await self._directory.registry.replace_key(revoked, audit=audit):
+                    continue  # somebody else rotated, revoked or removed it in between
+            # Also if it was revoked before: a first attempt may have failed between the two.
+            await self._directory.refresh()
+            return revoked
+        raise being_changed(key_id)
+
+    async def _count(self, tenant: str | None, origin: Origin) -> None:
+        if tenant is None:
+            return
+        found = await self._directory.tenant(tenant)
+        if found is None:
+            raise no_tenant(tenant)
+        self._changes.count(tenant, found.quotas, origin=origin)
 
     async def _get(self, tenant: str | None, key_id: str) -> Key:
         key = await self._directory.registry.key(key_id)
         if key is None or key.tenant != tenant:
             raise no_key(key_id)
         return key
+
+    def _replaced(self, old: Key, *, overlap_s: int) -> tuple[Key, IssuedKey]:
+        """The old key as it is to end, and the one that takes its place."""
+        now_ms = self._now_ms()
+        if not old.is_valid(now_ms):
+            raise KeyNotFoundError(
+                f"key {old.key_id!r} has expired or is revoked; issue a new one", argument="key_id"
+            )
+        ends_ms = now_ms + overlap_s * 1000
+        lifetime_s = None
+        if old.expires_at_ms is not None:
+            ends_ms = min(ends_ms, old.expires_at_ms)
+            lifetime_s = max(1, (old.expires_at_ms - old.created_at_ms) // 1000)
+        issued = self._new(old.tenant, old.scopes, label=old.label, lifetime_s=lifetime_s)
+        return replace(old, expires_at_ms=ends_ms, last_used_at_ms=None), issued
 
     def _new(
         self, tenant: str | None, scopes: frozenset[Scope], *, label: str, lifetime_s: int | None
@@ -180,6 +207,11 @@ class Keys:
 def no_key(key_id: str) -> KeyNotFoundError:
     """What is answered for a key that does not exist, and, word for word, for another's."""
     return KeyNotFoundError(f"there is no key {key_id!r}", argument="key_id")
+
+
+def being_changed(key_id: str) -> RevisionConflictError:
+    """What is answered to a change that others were always faster than."""
+    return RevisionConflictError(f"key {key_id!r} is being changed by others; try again", argument="key_id")
 
 
 def _check(*, label: str, lifetime_s: int | None) -> None:

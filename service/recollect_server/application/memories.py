@@ -13,8 +13,9 @@ from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.usage import Usage
 
 SEQUENCES_PER_MS = 1024
-"""A namespace's first id is its creation time in ms times this, so that ids stay unique if it is made
-again, by this process or by the next; a stream would have to take a million entries a second to catch up."""
+"""A memory's first id is the time at which it was made, in ms, times this: so ids do not come back when the
+namespace is made again, nor when the next process begins with it empty. A stream would have to take a million
+entries a second to catch up."""
 
 GONE_REMEMBERED = 65_536
 """Namespaces known to be gone, so that a call that was on its way when one went does not bring it back."""
@@ -72,7 +73,7 @@ class Memories:
                 f"there is no namespace {record.name!r}; create it first", argument="namespace"
             )
         if held is not None:
-            self.drop(record.tenant, record.name)
+            self.drop(record.tenant, record.name, uid=held.uid)
         usage = self._usages.get(record.tenant)
         if usage is None:
             usage = self._usages[record.tenant] = Usage(self.total)
@@ -81,7 +82,7 @@ class Memories:
             record.spec,
             self._device,
             self._limits,
-            first_sequence=max(record.created_at_ms * SEQUENCES_PER_MS, self._sequence_floor),
+            first_sequence=self._first_sequence(record),
             usage=Usage(usage),
         )
         self._held[key] = _Held(record, memory)
@@ -93,23 +94,21 @@ class Memories:
         held = self._held.get((record.tenant, record.name))
         return held.memory if held is not None and held.uid == record.uid else None
 
-    def drop(self, tenant: str, name: str, *, uid: str = "") -> int:
+    def drop(self, tenant: str, name: str, *, uid: str) -> int:
         """Frees a namespace's memory; its ids do not come back.
 
         Args:
             tenant: Whose namespace it is.
             name: Its name.
-            uid: Which namespace of that name; "" for whichever is held.
+            uid: Which namespace of that name. Another one, made since, is left alone.
 
         Returns:
             How many entries that were.
         """
+        self._remember_gone(uid)
         held = self._held.get((tenant, name))
-        if uid:
-            self._remember_gone(uid)
-        if held is None or uid not in ("", held.uid):
+        if held is None or uid != held.uid:
             return 0
-        self._remember_gone(held.uid)
         del self._held[tenant, name]
         entries = held.memory.usage.entries
         self._sequence_floor = max(self._sequence_floor, held.memory.high_water)
@@ -124,9 +123,18 @@ class Memories:
         """Tenant, name and uid of each namespace that has a memory here; from any thread."""
         return [(tenant, name, held.uid) for (tenant, name), held in list(self._held.items())]
 
+    def bytes_of(self, tenant: str, name: str) -> int:
+        """What is allocated for a namespace here; from any thread, to look at."""
+        held = self._held.get((tenant, name))
+        return held.memory.usage.bytes if held is not None else 0
+
     def usage(self, tenant: str) -> Usage:
         """What a tenant stores here; from any thread, to look at."""
         return self._usages.get(tenant) or Usage()
+
+    def _first_sequence(self, record: NamespaceRecord) -> int:
+        made_at_ms = max(int(self._clock() * 1000), record.created_at_ms)
+        return max(made_at_ms * SEQUENCES_PER_MS, self._sequence_floor)
 
     def _remember_gone(self, uid: str) -> None:
         self._gone[uid] = None

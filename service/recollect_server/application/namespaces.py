@@ -12,20 +12,19 @@ from recollect_server.application.dispatch import Dispatcher, Job
 from recollect_server.application.memories import Memories
 from recollect_server.application.memory import Memory
 from recollect_server.application.turns import Times, Turns
+from recollect_server.domain import work
 from recollect_server.domain.audit import Audit, Origin
 from recollect_server.domain.errors import RecollectError, TenantNotFoundError
-from recollect_server.domain.eviction import Selector
+from recollect_server.domain.eviction import Selector, in_words
 from recollect_server.domain.identity import Caller
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.ports import Clock
 from recollect_server.domain.registry import NamespaceRecord
+from recollect_server.domain.spec import is_name
 from recollect_server.domain.steps import Steps
 from recollect_server.domain.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
-
-UNBOUNDED_CALLS = 2**31
-"""Freeing memory is never refused for want of a place in the queue."""
 
 
 class Namespaces:
@@ -118,6 +117,10 @@ class Namespaces:
         """
         caller = await self.require_tenant(tenant)
         namespace = await self._catalog.get(caller, name)
+        # Before the act: an eviction without its line in the log would be worse than a line too many.
+        await self._directory.registry.append_audit(
+            self._audit(origin, "namespace.evict", tenant=tenant, target=name, details=in_words(selector))
+        )
         memory = self._memories.peek(namespace.record)
         names = streams if streams is not None else tuple(memory.stream_names if memory else ())
         evicted = 0
@@ -126,9 +129,6 @@ class Namespaces:
             command = Evict(name, part, selector=selector, layers=layers, missing_ok=streams is None)
             evicted += await self._turns.take(caller, command, self._memory.evict, times=Times())
         self._telemetry.evicted(tenant, evicted, cause="request")
-        await self._directory.registry.append_audit(
-            self._audit(origin, "namespace.evict", tenant=tenant, target=name, details=f"{evicted} entries")
-        )
         return evicted
 
     async def delete(self, caller: Caller, name: str, *, missing_ok: bool = False, origin: Origin) -> None:
@@ -137,8 +137,10 @@ class Namespaces:
         Raises:
             NamespaceNotFoundError: There is none, and `missing_ok` is false.
         """
-        if await self._catalog.delete(caller, name, missing_ok=missing_ok, origin=origin):
-            await self._free(caller.tenant, name)
+        record = await self._directory.namespace(caller.tenant, name) if is_name(name, self._limits) else None
+        deleted = await self._catalog.delete(caller, name, missing_ok=missing_ok, origin=origin)
+        if deleted and record is not None:
+            await self._free(caller.tenant, name, record.uid)
 
     async def reconcile(self) -> None:
         """Frees the memories of namespaces that another server deleted, or made anew."""
@@ -149,23 +151,18 @@ class Namespaces:
                 return  # the registry is away: what is gone will be seen when it is back
             if record is None or record.uid != uid:
                 log.info("freeing a namespace that was deleted elsewhere")
-                await self._free(tenant, name)
+                await self._free(tenant, name, uid)
 
-    async def _free(self, tenant: str, name: str) -> None:
-        job = Job(
-            tenant,
-            self._dropped(tenant, name),
-            cost=0,
-            deadline_s=None,
-            weight=1,
-            calls_queued_max=UNBOUNDED_CALLS,
-        )
+    async def _free(self, tenant: str, name: str, uid: str) -> None:
+        cost = work.CALL + work.moved(self._memories.bytes_of(tenant, name))
+        # Not to be refused: what is deleted must go, however much waits.
+        job = Job(tenant, self._dropped(tenant, name, uid, cost), cost=cost, is_refusable=False)
         entries = await asyncio.wrap_future(self._dispatcher.submit(job))
         self._telemetry.evicted(tenant, entries, cause="delete")
 
-    def _dropped(self, tenant: str, name: str) -> Steps[int]:
-        yield 0
-        return self._memories.drop(tenant, name)
+    def _dropped(self, tenant: str, name: str, uid: str, cost: int) -> Steps[int]:
+        yield cost
+        return self._memories.drop(tenant, name, uid=uid)
 
     def _audit(self, origin: Origin, action: str, *, tenant: str, target: str, details: str) -> Audit:
         now_ms = int(self._clock() * 1000)

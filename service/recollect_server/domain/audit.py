@@ -19,6 +19,11 @@ class Origin:
     actor: str
     source: str
 
+    @property
+    def is_tenant(self) -> bool:
+        """Whether it is a tenant's own key that asks, and no operator."""
+        return self.actor.startswith("tenant:")
+
 
 SERVER = Origin(actor="server", source="")
 

@@ -46,6 +46,21 @@ class Everything:
 Selector = ByIds | Oldest | BeforeSequence | OlderThan | Everything
 
 
+def in_words(selector: Selector) -> str:
+    """What a selector selects, briefly, for the audit log."""
+    match selector:
+        case ByIds(ids):
+            return f"{ids.size} ids"
+        case Oldest(entries):
+            return f"the oldest {entries}"
+        case BeforeSequence(sequence):
+            return f"before sequence {sequence}"
+        case OlderThan(age_s):
+            return f"older than {age_s:g} s"
+        case Everything():
+            return "all"
+
+
 def condemned(ring: Ring, selector: Selector, *, now_s: float) -> NDArray[np.bool_]:
     """Which live entries of a ring the selector names.
 

@@ -12,7 +12,9 @@ FAISS_TOP_K_MAX = 2048
 class Limits:
     """Bounds on calls and on what is stored. All are inclusive."""
 
-    message_bytes_max: int = 64 * 1024 * 1024
+    message_bytes_max: int = 8 * 1024 * 1024
+    """Larger calls are split by the client. To copy a message takes Python's one interpreter lock, and from
+    16 MiB on each copy is new memory from the system: slower for its caller, and a stall for all others."""
     top_k_max: int = 1024
     rows_max: int = 1024
     tokens_max: int = 65_536
@@ -39,10 +41,6 @@ class Limits:
     """Of their messages."""
     receive_s_max: int = 60
     """Seconds that a caller has to send its message once it was let in."""
-    tenants_max: int = 100_000
-    keys_max: int = 256
-    """Of one tenant, and of the operators together."""
-    label_length_max: int = 128
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -98,6 +98,11 @@ def validate_name(argument: str, name: str, limits: Limits) -> None:
         )
 
 
+def is_name(name: str, limits: Limits) -> bool:
+    """Whether a namespace or stream could have this name."""
+    return len(name) <= limits.name_length_max and NAME_PATTERN.fullmatch(name) is not None
+
+
 def _in_range(argument: str, value: int, most: int) -> None:
     if not 1 <= value <= most:
         raise InvalidArgumentError(argument, f"is {value}; it must be from 1 to {most}")

@@ -19,6 +19,7 @@ class CallRecord:
         reason: Machine-readable cause of an error, or "".
         error_id: Of an INTERNAL error, or "".
         request_id: Names the call in logs: the caller's `x-request-id`, or a new one.
+        source: Address that it came from, or "".
         traceparent: W3C trace context that the caller sent, or "".
         started_ns: Unix time in ns.
         total_s: From its first byte to its answer.
@@ -36,6 +37,7 @@ class CallRecord:
     reason: str
     error_id: str
     request_id: str
+    source: str
     traceparent: str
     started_ns: int
     total_s: float

@@ -104,6 +104,7 @@ def _is_error(call: CallRecord) -> bool:
 def _fields(call: CallRecord) -> dict[str, str | float | None]:
     return {
         "request_id": call.request_id,
+        "source": call.source,
         "tenant": call.tenant,
         "key_id": call.key_id,
         "method": call.method[:METHOD_LENGTH_MAX],

@@ -12,6 +12,7 @@ from recollect_server.observability.redaction import redacted, without_data
 
 FIELDS = (
     "request_id",
+    "source",
     "tenant",
     "key_id",
     "method",
@@ -43,6 +44,7 @@ def configure_logging(
         stream: Where to; None: standard error.
     """
     handler = logging.StreamHandler(stream)
+    handler.addFilter(_is_of_the_server)
     handler.setFormatter(JsonLines() if log_format == "json" else Text())
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -60,6 +62,11 @@ def configure_logging(
     for name in ("asyncio", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
+
+
+def _is_of_the_server(record: logging.LogRecord) -> bool:
+    """False for what gRPC says, with a traceback, of headers that are no text: anybody could fill the log."""
+    return record.name != "grpc._cython.cygrpc" or not str(record.msg).startswith("Invalid encoding on")
 
 
 class _Redacting(logging.Formatter):

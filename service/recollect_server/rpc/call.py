@@ -23,7 +23,7 @@ class Arrival:
         path: "/recollect.v1.MemoryService/Attend".
         credential: What its caller showed, or None.
         transport: "grpc" or "embedded".
-        source: Address of the caller, or "".
+        source: Host of the caller, "unix", or "".
         deadline_s: When it stops waiting, in `time.monotonic()` seconds; None: never.
         request_id: For logs; "" to have one made.
         traceparent: W3C trace context, or "".
@@ -83,6 +83,7 @@ class Trail:
             reason=error.reason if error else "",
             error_id=error.error_id if isinstance(error, InternalError) else "",
             request_id=request_id[:REQUEST_ID_LENGTH_MAX] or uuid.uuid4().hex,
+            source=self.arrival.source,
             traceparent=self.arrival.traceparent,
             started_ns=self.started_ns,
             total_s=time.perf_counter() - self.started_s,

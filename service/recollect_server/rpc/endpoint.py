@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
@@ -31,6 +32,8 @@ SERVICES = tuple(pb.DESCRIPTOR.services_by_name.values())
 
 METHODS = tuple(method.name for service in SERVICES for method in service.methods)
 
+Reply = TypeVar("Reply")
+
 EVICTION_CAUSES = {"Add": "capacity", "Evict": "request"}
 """Why entries go in the calls whose answer counts them."""
 
@@ -40,6 +43,14 @@ class Received:
     """A message, and how long it was on the wire."""
 
     message: Message
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent(Generic[Reply]):
+    """A response as its transport sends it, and how long it is on the wire."""
+
+    reply: Reply
     bytes: int
 
 
@@ -95,19 +106,26 @@ class Endpoint:
         if missing:
             raise KeyError(f"no scope is declared in rpc/access.py for {sorted(missing)}")
 
-    async def call(self, arrival: Arrival, receive: Callable[[Route], Awaitable[Received]]) -> Message:
+    async def call(
+        self,
+        arrival: Arrival,
+        receive: Callable[[Route], Awaitable[Received]],
+        *,
+        send: Callable[[Message], Sent[Reply]],
+    ) -> Reply:
         """Makes one call.
 
         Args:
             arrival: What is known of it before its message.
             receive: Reads the message; called once the caller is known and let in.
+            send: Makes of the response what is sent.
 
         Raises:
             RecollectError: Refused, or it failed.
         """
         trail = Trail(arrival)
         try:
-            response = await self._call(arrival, receive, trail)
+            reply = await self._call(arrival, receive, send, trail)
         except RecollectError as error:
             self._telemetry.call_ended(trail.ended(status_of(error).name, error))
             raise
@@ -120,11 +138,15 @@ class Endpoint:
             self._telemetry.call_ended(trail.ended("CANCELLED"))
             raise
         self._telemetry.call_ended(trail.ended("OK"))
-        return response
+        return reply
 
     async def _call(
-        self, arrival: Arrival, receive: Callable[[Route], Awaitable[Received]], trail: Trail
-    ) -> Message:
+        self,
+        arrival: Arrival,
+        receive: Callable[[Route], Awaitable[Received]],
+        send: Callable[[Message], Sent[Reply]],
+        trail: Trail,
+    ) -> Reply:
         call = trail.known(await self._caller(arrival.credential))
         route = self.routes[arrival.path]
         require_scope(call.caller, route.path)
@@ -132,15 +154,17 @@ class Endpoint:
             raise DrainingError("the server is shutting down", retry_after_s=DRAINING_RETRY_S)
         quotas = await self._catalog.quotas(call.caller)
         with self._admission.begin(call.caller.tenant, quotas) as admitted:
-            received = await receive(route)
-            trail.request_bytes = received.bytes
-            admitted.holds(received.bytes)
+            async with admitted.receiving():
+                received = await receive(route)
+                trail.request_bytes = received.bytes
+                admitted.holds(received.bytes)
             response = await route.run(call, received.message)
-        trail.response_bytes = response.ByteSize()
+            sent = send(response)
+        trail.response_bytes = sent.bytes
         if isinstance(response, (pb.AddResponse, pb.EvictResponse)) and response.evicted:
             cause = EVICTION_CAUSES[arrival.path.rpartition("/")[2]]
             self._telemetry.evicted(call.caller.tenant, response.evicted, cause=cause)
-        return response
+        return sent.reply
 
     async def _caller(self, credential: str | None) -> Caller:
         principal = await self._authenticator.authenticate(credential)

@@ -8,13 +8,15 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import cast
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from recollect.v1 import memory_pb2 as pb
 from recollect_server.domain.errors import (
     DeadlineExceededError,
     InternalError,
@@ -24,7 +26,9 @@ from recollect_server.domain.errors import (
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.listen import ListenAddress
 from recollect_server.rpc.call import Arrival
-from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Route
+from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Route, Sent
+from recollect_server.rpc.health import Health
+from recollect_server.rpc.parts import check_parts
 from recollect_server.rpc.status import detail_of, status_of
 
 log = logging.getLogger(__name__)
@@ -35,9 +39,9 @@ ENVELOPE_BYTES = 64 * 1024
 """Room for names and numbers beside a message's tensors."""
 
 DEADLINE_S_MAX = 10.0 * 365 * 86_400
-"""A call without a deadline has one at the end of gRPC's time: what is beyond this is none."""
+"""What is beyond is no deadline: some clients write one at the end of time for none."""
 
-Context = grpc.aio.ServicerContext[bytes, Message]
+Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class RpcServer:
@@ -66,20 +70,23 @@ class RpcServer:
         self._limits = limits
         self._credentials = credentials
         self._socket_mode = 0o600 if is_dev else 0o660
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", limits.message_bytes_max + ENVELOPE_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                # A megabyte of compressed zeros is a gigabyte, and is unpacked before its size is checked.
+                # Tensors would hardly shrink: only plain messages are taken.
+                ("grpc.compression_enabled_algorithms_bitset", 1),
+                ("grpc.per_message_decompression", 0),
             ]
         )
-        self._server.add_generic_rpc_handlers(tuple(self._handlers()))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((*self._handlers(), self._health.handler()))
         if is_dev:
             names = [service.full_name for service in SERVICES]
             reflection.enable_server_reflection(
-                [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+                [*names, Health.SERVICE, reflection.SERVICE_NAME], self._server
             )
 
     async def start(self) -> list[str]:
@@ -96,14 +103,13 @@ class RpcServer:
         for address in self._listen:
             if address.path is not None:
                 os.chmod(address.path, self._socket_mode)
-        for name in ("", *(service.full_name for service in SERVICES)):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._health.is_serving = True
         return bound
 
     async def drain(self) -> None:
         """Not healthy, no new calls; those in flight go on."""
         self._endpoint.is_draining = True
-        await self._health.enter_graceful_shutdown()
+        self._health.is_serving = False
 
     async def stop(self, *, grace_s: float) -> None:
         """Drains, and ends when the calls in flight have, or after `grace_s`."""
@@ -126,20 +132,20 @@ class RpcServer:
         return self._server.add_secure_port(address.grpc_target, self._credentials)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, Message]]] = {}
+        by_service: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {}
         for route in self._endpoint.routes.values():
             _, service, method = route.path.split("/")
             # On the wire a unary call is a stream of one message. Taken as a stream, the message stays in the
             # transport's window until it is asked for: nothing of it is read before the caller is known.
             by_service.setdefault(service, {})[method] = grpc.stream_unary_rpc_method_handler(
-                self._unary(route),
-                # Messages are read in the handler: gRPC would answer what is none with UNKNOWN.
-                response_serializer=_serialized,
+                # Messages are read in the handler: gRPC would answer what is none with UNKNOWN. They are
+                # written there too, since their bytes are counted.
+                self._unary(route)
             )
         return [grpc.method_handlers_generic_handler(name, calls) for name, calls in by_service.items()]
 
-    def _unary(self, route: Route) -> Callable[[object, Context], Awaitable[Message]]:
-        async def unary(_: object, context: Context) -> Message:
+    def _unary(self, route: Route) -> Callable[[object, Context], Awaitable[bytes]]:
+        async def unary(_: object, context: Context) -> bytes:
             async def receive(route: Route) -> Received:
                 # The first byte of the message that is read: its caller is known and let in.
                 try:
@@ -151,20 +157,35 @@ class RpcServer:
                     ) from None
                 if not isinstance(raw, bytes):  # the call was closed without a message
                     raise InvalidArgumentError("request", "is missing")
-                return Received(_message(route, raw), len(raw))
+                return Received(self._message(route, raw), len(raw))
 
             try:
-                return await self._endpoint.call(_arrival(route, context), receive)
+                return await self._endpoint.call(_arrival(route, context), receive, send=_serialized)
             except RecollectError as error:
-                return await _abort(context, error)
+                status, told, detail = status_of(error), error.message, detail_of(error)
+            # Not while the error is handled: gRPC keeps what an abort raises in a circle, and with it all
+            # that the tracebacks behind it hold: the whole message, until garbage is collected.
+            return await _abort(context, status, told, detail)
 
         return unary
 
+    def _message(self, route: Route, raw: bytes) -> Message:
+        if len(raw) > ENVELOPE_BYTES:  # in less there cannot be much to parse
+            check_parts(route.request_type.DESCRIPTOR, raw, self._limits)
+        try:
+            return route.request_type.FromString(raw)
+        except DecodeError as malformed:
+            raise InvalidArgumentError("request", f"{malformed}") from None
 
-async def _abort(context: Context, error: RecollectError) -> Message:
-    detail = detail_of(error).SerializeToString()
-    await context.abort(status_of(error), error.message, ((ERROR_DETAIL_KEY, detail),))
-    raise InternalError(error_id="") from error  # abort raises; this line is for the type checker
+
+async def _abort(context: Context, status: grpc.StatusCode, message: str, detail: pb.ErrorDetail) -> bytes:
+    try:
+        await context.abort(status, message, ((ERROR_DETAIL_KEY, detail.SerializeToString()),))
+    except grpc.aio.InternalError:
+        # The transport ended the call first (its message was too large, its caller left): nobody is told,
+        # and gRPC would log a traceback for each.
+        raise asyncio.CancelledError from None
+    raise InternalError(error_id="")  # abort raises; this line is for the type checker
 
 
 def _is_served(path: str) -> bool:
@@ -176,31 +197,33 @@ def _is_served(path: str) -> bool:
         return True
 
 
-def _message(route: Route, request: bytes) -> Message:
-    try:
-        return route.request_type.FromString(request)
-    except DecodeError as malformed:
-        raise InvalidArgumentError("request", f"{malformed}") from None
-
-
-def _serialized(message: Message) -> bytes:
-    return message.SerializeToString()
+def _serialized(message: Message) -> Sent[bytes]:
+    raw = message.SerializeToString()
+    return Sent(raw, len(raw))
 
 
 def _arrival(route: Route, context: Context) -> Arrival:
     sent: dict[str, str] = {}
     for key, value in context.invocation_metadata() or grpc.aio.Metadata():
-        sent.setdefault(key, value.decode("latin-1") if isinstance(value, bytes) else value)
-    left_s = context.time_remaining()
+        text = value.decode("latin-1") if isinstance(value, bytes) else value
+        # Who shows two credentials shows none: a proxy and this server might not take the same.
+        sent[key] = "" if key == "authorization" and key in sent else sent.get(key, text)
+    left_s = cast("float | None", context.time_remaining())  # gRPC's types leave the None out
     return Arrival(
         path=route.path,
         credential=_credential(sent.get("authorization", "")),
         transport="grpc",
-        source=context.peer(),
-        deadline_s=None if left_s > DEADLINE_S_MAX else time.monotonic() + left_s,
+        source=_host(context.peer()),
+        deadline_s=None if left_s is None or left_s > DEADLINE_S_MAX else time.monotonic() + left_s,
         request_id=sent.get("x-request-id", ""),
         traceparent=sent.get("traceparent", ""),
     )
+
+
+def _host(peer: str) -> str:
+    """The host in gRPC's name of a peer, as "ipv4:127.0.0.1:5000" or "unix:"."""
+    kind, _, address = peer.partition(":")
+    return kind if kind == "unix" else unquote(address).rpartition(":")[0].strip("[]")
 
 
 def _credential(authorization: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
@@ -111,3 +112,85 @@ def test_idle_tenants_are_forgotten() -> None:
         bench.now_s += 0.01
         assert bench.begins(f"t{number}", quotas)
     assert bench.admission.tenants <= TENANTS_REMEMBERED + 1
+
+
+MESSAGE, ROOM = 100, 350
+"""Bytes of the largest message, and those of a tenant in flight: room for three such."""
+
+
+class Receiver:
+    """Calls of one tenant that receive their messages when the test says so."""
+
+    def __init__(self) -> None:
+        self.bench = Bench(message_bytes_max=MESSAGE)
+        self.quotas = Quotas(bytes_in_flight_max=ROOM)
+        self.receiving = 0
+        self.received: asyncio.Event = asyncio.Event()
+
+    async def call(self, *, size: int, tenant: str = "a") -> None:
+        """Receives a message of so many bytes once `received` is set."""
+        with self.bench.admission.begin(tenant, self.quotas) as admitted:
+            async with admitted.receiving():
+                self.receiving += 1
+                try:
+                    await self.received.wait()
+                finally:
+                    self.receiving -= 1
+                admitted.holds(size)
+
+    async def begin(self, calls: int, *, tenant: str = "a") -> list[asyncio.Task[None]]:
+        """Starts calls, and lets them come as far as they can."""
+        tasks = [asyncio.create_task(self.call(size=10, tenant=tenant)) for _ in range(calls)]
+        await settled()
+        return tasks
+
+
+async def settled() -> None:
+    """Lets all tasks run until they wait."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_no_more_is_received_than_a_tenant_may_hold() -> None:
+    """A tenant has the server hold its calls in flight times the largest message, before they are counted."""
+    receiver = Receiver()
+    tasks = await receiver.begin(10)
+    assert receiver.receiving == 3
+    others = await receiver.begin(2, tenant="b")
+    assert receiver.receiving == 5  # it keeps nobody else waiting
+    receiver.received.set()
+    await asyncio.gather(*tasks, *others)
+
+
+async def test_who_gives_up_makes_room() -> None:
+    """Callers that hang up while they send, or while they wait to, leave the tenant less and less room."""
+    receiver = Receiver()
+    tasks = await receiver.begin(8)
+    for number in (1, 5, 3, 4):  # one that receives, and some that wait
+        tasks[number].cancel()
+    await settled()
+    assert receiver.receiving == 3
+    for task in tasks[:3]:
+        task.cancel()
+    await settled()
+    assert receiver.receiving == 2  # the last two
+    receiver.received.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    again = await receiver.begin(3)
+    await asyncio.gather(*again)
+    assert receiver.bench.admission._accounts["a"].receiving == 0
+    assert receiver.bench.admission._accounts["a"].bytes == 0
+
+
+async def test_a_turn_that_comes_to_a_caller_who_leaves_goes_on() -> None:
+    """A place to receive is lost when its turn and the leaving coincide: in the end nobody has one."""
+    receiver = Receiver()
+    tasks = await receiver.begin(5)
+    tasks[0].cancel()
+    await asyncio.sleep(0)  # the place goes to the fourth, which has not run yet
+    tasks[3].cancel()
+    await settled()
+    assert receiver.receiving == 3
+    receiver.received.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert receiver.bench.admission._accounts["a"].receiving == 0

@@ -32,6 +32,7 @@ CALL = CallRecord(
     reason="NAMESPACE_NOT_FOUND",
     error_id="",
     request_id="r-1",
+    source="127.0.0.1",
     traceparent="",
     started_ns=1,
     total_s=0.0041234,
@@ -91,6 +92,7 @@ def test_a_line_is_one_object_with_the_fields_of_the_call(lines: io.StringIO) ->
         "logger": "recollect.calls",
         "message": "call refused",
         "request_id": "r-1",
+        "source": "127.0.0.1",
         "tenant": "acme",
         "key_id": KEY_ID,
         "method": "Attend",
@@ -253,7 +255,7 @@ def test_text_is_for_people_and_a_caller_cannot_add_lines() -> None:
         dataclasses.replace(CALL, request_id="r\n2026 ERROR forged", method="\x1b[2J" * 1000)
     )
     (line,) = stream.getvalue().splitlines()
-    assert "call refused request_id=r\\n2026 ERROR forged tenant=acme" in line
+    assert "call refused request_id=r\\n2026 ERROR forged source=127.0.0.1 tenant=acme" in line
     assert "\x1b" not in line
     assert len(line) < 2000
 

@@ -21,6 +21,7 @@ CALL = CallRecord(
     reason="",
     error_id="",
     request_id="r-1",
+    source="127.0.0.1",
     traceparent="",
     started_ns=1,
     total_s=0.004,

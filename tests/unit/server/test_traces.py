@@ -25,6 +25,7 @@ CALL = CallRecord(
     reason="",
     error_id="",
     request_id="r-1",
+    source="127.0.0.1",
     traceparent=f"00-{TRACE}-{CLIENT_SPAN}-01",
     started_ns=STARTED_NS,
     total_s=0.010,

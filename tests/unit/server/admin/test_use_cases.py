@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
+from recollect_server.application.changes import Changes
 from recollect_server.application.keys import LIFETIME_S_MAX, OVERLAP_S_MAX, IssuedKey, Keys
 from recollect_server.application.tenants import Tenants
 from recollect_server.domain.audit import SERVER
@@ -50,7 +52,7 @@ def clock() -> Clock:
 @pytest.fixture
 def keys(made: World, clock: Clock) -> Keys:
     """The use cases."""
-    return Keys(made.directory, clock=clock)
+    return Keys(made.directory, changes=Changes(monotonic=time.monotonic), clock=clock)
 
 
 async def test_changes_at_once_are_all_kept(made: World) -> None:

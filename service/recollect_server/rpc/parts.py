@@ -1,0 +1,111 @@
+"""How much there is to parse in a message, counted on its bytes.
+
+A tensor of 64 MiB is one field, and parsed in no time. As many bytes of empty names are thirty million of
+them: seconds in which nobody else is answered, and gigabytes. No valid message is like that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from recollect_server.domain.errors import InvalidArgumentError
+from recollect_server.domain.limits import Limits
+
+FIELDS_OF_A_ROW = 8
+"""Generous: its stream, its sequence and its length, also where a list of numbers is not packed."""
+
+FIELDS_BESIDE = 1024
+"""Of everything that does not grow with rows."""
+
+VARINT_BYTES_MAX = 10
+
+
+def check_parts(kind: Descriptor, raw: bytes, limits: Limits) -> None:
+    """Refuses a message of more fields, or longer lists, than a valid one can have.
+
+    Args:
+        kind: Of the message.
+        raw: Its bytes, which need not be a message at all.
+        limits: The server's bounds.
+
+    Raises:
+        InvalidArgumentError: It is not worth parsing.
+    """
+    fields_max = FIELDS_OF_A_ROW * (limits.rows_max + limits.layers_max) + FIELDS_BESIDE
+    _Walk(raw, fields_max=fields_max, elements_max=max(limits.ids_max, limits.rows_max)).over(
+        kind, 0, len(raw)
+    )
+
+
+class _Walk:
+    """From field to field, over their contents where these are no messages."""
+
+    def __init__(self, raw: bytes, *, fields_max: int, elements_max: int) -> None:
+        self._raw = raw
+        self._fields = 0
+        self._fields_max = fields_max
+        self._elements_max = elements_max
+
+    def over(self, kind: Descriptor, start: int, stop: int) -> None:
+        """The fields of a message that lies from `start` to `stop`."""
+        # By its stubs a number is no key of what protobuf gives.
+        by_number = cast("Mapping[int, FieldDescriptor]", kind.fields_by_number)
+        while start < stop:
+            self._fields += 1
+            if self._fields > self._fields_max:
+                raise InvalidArgumentError(
+                    "request", f"has more than {self._fields_max:,} fields; no call needs as many"
+                )
+            tag, start = self._varint(start, stop)
+            match tag & 7:  # the wire type
+                case 0:  # a varint
+                    _, start = self._varint(start, stop)
+                case 1:  # 64 bits
+                    start += 8
+                case 5:  # 32 bits
+                    start += 4
+                case 2:  # so many bytes
+                    size, start = self._varint(start, stop)
+                    if size > stop - start:
+                        raise _malformed()
+                    self._into(by_number.get(tag >> 3), start, start + size)
+                    start += size
+                case _:  # groups, which this wire has none of, or nothing at all
+                    raise _malformed()
+        if start > stop:
+            raise _malformed()
+
+    def _into(self, field: FieldDescriptor | None, start: int, stop: int) -> None:
+        if field is None:
+            return  # of a newer client; kept as bytes, and not looked at
+        if field.message_type is not None:
+            self.over(field.message_type, start, stop)
+        elif field.is_repeated and field.type != FieldDescriptor.TYPE_STRING:
+            self._count(field, start, stop)
+
+    def _count(self, field: FieldDescriptor, start: int, stop: int) -> None:
+        """Elements of a packed list: each ends with a byte below 128."""
+        if stop - start <= self._elements_max:
+            return
+        elements = int((np.frombuffer(self._raw, np.uint8, stop - start, start) < 0x80).sum())
+        if elements > self._elements_max:
+            raise InvalidArgumentError(
+                field.name, f"has {elements:,} elements; {self._elements_max:,} are the most of any list"
+            )
+
+    def _varint(self, start: int, stop: int) -> tuple[int, int]:
+        """The number at `start`, and where it ends."""
+        value = 0
+        for place, byte in enumerate(self._raw[start : min(stop, start + VARINT_BYTES_MAX)]):
+            value |= (byte & 0x7F) << (7 * place)
+            if byte < 0x80:
+                return value, start + place + 1
+        raise _malformed()
+
+
+def _malformed() -> InvalidArgumentError:
+    return InvalidArgumentError("request", "is malformed")

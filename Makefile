@@ -45,7 +45,7 @@ GENERATE = PATH="$(CURDIR)/.venv-proto/bin:$$PATH" $(PROTO_PY) -m grpc_tools.pro
 .PHONY: help
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*##/ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*##/ {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(DEV_STAMP)  ## make .venv with everything to run and develop (GPU FAISS where an NVIDIA driver answers)
@@ -96,6 +96,22 @@ proto-check: $(PROTO_STAMP)
 .PHONY: bench
 bench: $(DEV_STAMP)  ## count bytes on the wire: attend against fetching keys and values
 	@$(PY) -m tests.benchmarks.wire_bytes $(ARGS)
+
+.PHONY: bench-fairness
+bench-fairness: $(DEV_STAMP)  ## a tenant's small calls beside another's flood (5 minutes)
+	@$(PY) -m tests.benchmarks.fairness $(ARGS)
+
+.PHONY: bench-overload
+bench-overload: $(DEV_STAMP)  ## ten times what the server can do, for a minute
+	@$(PY) -m tests.benchmarks.overload $(ARGS)
+
+.PHONY: bench-admission
+bench-admission: $(DEV_STAMP)  ## what keys and the fair queue cost a small call (2 minutes)
+	@$(PY) -m tests.benchmarks.admission_cost $(ARGS)
+
+.PHONY: bench-tenants
+bench-tenants: $(DEV_STAMP)  ## a thousand tenants: memory of each, and a restart (needs redis-server)
+	@$(PY) -m tests.benchmarks.tenants $(ARGS)
 
 .PHONY: quality
 quality: $(DEV_STAMP)  ## the demo with three seeds, as a report in docs/benchmarks (a quarter of an hour)

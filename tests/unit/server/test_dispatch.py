@@ -295,12 +295,25 @@ def test_a_wait_is_that_of_a_fair_share() -> None:
     load = Load(Limits(), fair=True)
     load.queued("flood", int(load.rate) * 100, weight=1)
     load.queued("light", int(load.rate) * 1, weight=1)
-    assert load.wait_s("new", weight=1) == 0
-    assert load.wait_s("light", weight=1) == pytest.approx(2, rel=1e-3)
-    assert load.wait_s("flood", weight=1) == pytest.approx(101, rel=1e-3)
+    assert load.done_after_s("new", 0, weight=1) == 0
+    assert load.done_after_s("light", 0, weight=1) == pytest.approx(2, rel=1e-3)
+    assert load.done_after_s("flood", 0, weight=1) == pytest.approx(101, rel=1e-3)
     line = Load(Limits(), fair=False)
     line.queued("flood", int(line.rate) * 100, weight=1)
-    assert line.wait_s("new", weight=1) == pytest.approx(100, rel=1e-3)
+    assert line.done_after_s("new", 0, weight=1) == pytest.approx(100, rel=1e-3)
+
+
+def test_a_call_is_done_at_the_speed_of_its_share() -> None:
+    """Calls are taken as if they would have the device to themselves, and under load most of them are late."""
+    load, second = Load(Limits(), fair=True), int(Load(Limits(), fair=True).rate)
+    for number in range(9):
+        load.queued(f"t{number}", 100 * second, weight=1)
+    assert load.done_after_s("new", second, weight=1) == pytest.approx(10, rel=1e-3)
+    assert load.done_after_s("new", second, weight=9) == pytest.approx(2, rel=1e-3)
+    assert load.done_after_s("t0", second, weight=1) == pytest.approx(901, rel=1e-2)
+    with pytest.raises(OverloadedError):
+        load.require_room("new", second, weight=1, calls_queued_max=10, remaining_s=9.0)
+    load.require_room("new", second, weight=1, calls_queued_max=10, remaining_s=60.0)
 
 
 def test_the_rate_follows_what_was_measured() -> None:
@@ -323,4 +336,4 @@ def test_counts_return_to_nothing() -> None:
     assert load.by_tenant() == {}
     load.queued("b", 10, weight=1)
     assert load.by_tenant() == {"b": (1, 10)}
-    assert load.wait_s("b", weight=1) == pytest.approx(10 / load.rate)
+    assert load.done_after_s("b", 0, weight=1) == pytest.approx(10 / load.rate)

@@ -41,7 +41,7 @@ from recollect_server.observability.access_log import LoggingTelemetry
 from recollect_server.observability.fan_out import Telemetries
 from recollect_server.observability.metrics import PrometheusTelemetry
 from recollect_server.observability.traces import TracingTelemetry
-from recollect_server.registry.authenticators import SingleTenant
+from recollect_server.registry.authenticators import DEV_TENANT, SingleTenant
 from recollect_server.registry.redis import RedisRegistry
 from recollect_server.registry.sqlite import SqliteRegistry
 from recollect_server.rpc.calls import MemoryCalls, NamespaceCalls
@@ -52,7 +52,7 @@ from recollect_server.server import Server, State, drain_by
 from recollect_server.settings import Settings
 from recollect_server.tls import certificates_of, grpc_server_credentials, uvicorn_ssl_context
 
-DEV_TENANT, EMBEDDED_TENANT = "dev", "embedded"
+EMBEDDED_TENANT = "embedded"
 REGISTRY_FILE, OPERATOR_KEY_FILE = "registry.sqlite", "operator.key"
 
 
@@ -211,7 +211,6 @@ def _registry(settings: Settings) -> Registry:
             settings.registry.url.get_secret_value(),
             ca_file=settings.registry.ca_file,
             timeout_s=settings.registry.timeout_s,
-            clock=time.time,
         )
     data_dir = prepared_data_dir(settings)
     if data_dir is None:

@@ -103,8 +103,8 @@ def _bound(address: ListenAddress) -> socket.socket:
         raise OSError(
             f"cannot listen on {address.host}:{address.port} for the admin API: {refused}"
         ) from refused
-    # asyncio does this for sockets that say that they are TCP's, which those of `create_server` do not. Without
-    # it the second packet of an answer waits 40 ms for the acknowledgement of the first.
+    # asyncio does this for sockets that say that they are TCP's, which those of `create_server` do not.
+    # Without it the second packet of an answer waits 40 ms for the acknowledgement of the first.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 

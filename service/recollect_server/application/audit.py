@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recollect_server.application.directory import Directory
 from recollect_server.application.tenants import no_tenant
-from recollect_server.domain.audit import AuditEntry
+from recollect_server.domain.audit import OPERATOR, AuditEntry
 
 
 class AuditLog:
@@ -28,7 +30,7 @@ class AuditLog:
         return await self._directory.registry.audit_log(tenant=tenant, before=before, limit=limit)
 
     async def page_of_tenant(self, tenant: str, *, before: int, limit: int) -> list[AuditEntry]:
-        """The same for a tenant that exists.
+        """The same for a tenant that exists, as it may see it: of operators no more than that it was one.
 
         Raises:
             TenantNotFoundError: There is no such tenant.
@@ -36,4 +38,10 @@ class AuditLog:
         """
         if await self._directory.registry.tenant(tenant) is None:
             raise no_tenant(tenant)
-        return await self.page(tenant=tenant, before=before, limit=limit)
+        return [_for_tenant(entry) for entry in await self.page(tenant=tenant, before=before, limit=limit)]
+
+
+def _for_tenant(entry: AuditEntry) -> AuditEntry:
+    if not entry.audit.actor.startswith(OPERATOR):
+        return entry
+    return replace(entry, audit=replace(entry.audit, actor=OPERATOR, source=""))

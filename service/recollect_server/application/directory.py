@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from itertools import islice
 
-from recollect_server.application.record_cache import RecordCache, RegistryView
+from recollect_server.application.record_cache import NOT_ASKED, RecordCache, RegistryView
 from recollect_server.domain.credentials import Key
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.ports import Clock
@@ -145,7 +145,7 @@ class Directory:
             except RegistryUnavailableError as error:
                 self._note_absence(f"{error}")
                 raise
-            if self._view.unavailable_reason:
+            if self._view.unavailable_reason not in ("", NOT_ASKED):
                 log.info("the registry answers")
             if self._view.confirm(version, asked_at_s):
                 self._changed.set()

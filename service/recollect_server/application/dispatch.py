@@ -22,7 +22,7 @@ Answer_co = TypeVar("Answer_co", covariant=True)
 
 SHARED_TURN_S, LONE_TURN_S = 0.001, 0.008
 """A turn lasts about so long, and who comes in between waits that long at most: beside another tenant that
-had work within `SHARED_FOR_S`, or alone. Longer ones are hardly more work for the time (findings)."""
+had work within `SHARED_FOR_S`, or alone. Longer ones are hardly more work for the time (measured; ADR 10)."""
 
 SHARED_FOR_S = 1.0
 

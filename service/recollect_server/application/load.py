@@ -15,8 +15,8 @@ RETRY_S_MIN, RETRY_S_MAX = 0.05, 5.0
 
 CAUTION = 1.5
 """A call is refused if its answer would come too late if it took so much longer than estimated. On a machine
-that does other work too, one call in a hundred takes 1.4 times the estimate; what is accepted and then late is
-work for nothing."""
+that does other work too, one call in a hundred takes 1.4 times the estimate; what is accepted and then late
+is work for nothing."""
 
 
 class _Account:

@@ -30,6 +30,8 @@ ABSENT_MAX = 4096
 RENEWED_MAX = 1024
 """Records that are read again, the last used first, after something changed."""
 
+NOT_ASKED = "the registry was not asked yet"
+
 RENEWAL_PAUSE_S = 0.001
 RETRY_AFTER_S = 1.0
 
@@ -45,7 +47,7 @@ class RegistryView:
 
     def __init__(self, monotonic: Callable[[], float], *, stale_max_s: float, telemetry: Telemetry) -> None:
         self.generation = 0
-        self.unavailable_reason = "the registry was not asked yet"
+        self.unavailable_reason = NOT_ASKED
         self._monotonic = monotonic
         self._polled_at_s = float("-inf")
         self._version: str | None = None

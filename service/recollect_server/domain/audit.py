@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from recollect_server.domain.identity import Operator, Principal
 
+OPERATOR, TENANT = "operator", "tenant"
+"""How the names of actors begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -22,7 +25,7 @@ class Origin:
     @property
     def is_tenant(self) -> bool:
         """Whether it is a tenant's own key that asks, and no operator."""
-        return self.actor.startswith("tenant:")
+        return self.actor.startswith(f"{TENANT}:")
 
 
 SERVER = Origin(actor="server", source="")
@@ -36,8 +39,8 @@ def origin_of(principal: Principal, source: str) -> Origin:
         source: Its address.
     """
     if isinstance(principal, Operator):
-        return Origin(f"operator:{principal.key_id}", source)
-    return Origin(f"tenant:{principal.tenant}:{principal.key_id}", source)
+        return Origin(f"{OPERATOR}:{principal.key_id}", source)
+    return Origin(f"{TENANT}:{principal.tenant}:{principal.key_id}", source)
 
 
 @dataclass(frozen=True, slots=True)

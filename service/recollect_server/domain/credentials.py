@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -49,10 +48,6 @@ class Key:
         """Whether it is neither expired nor revoked."""
         expired = self.expires_at_ms is not None and now_ms >= self.expires_at_ms
         return not expired and self.revoked_at_ms is None
-
-    def matches(self, secret: str) -> bool:
-        """Whether this is the secret; in constant time."""
-        return hmac.compare_digest(self.digest, digest_of(secret))
 
 
 @dataclass(frozen=True, slots=True)

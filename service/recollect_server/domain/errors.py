@@ -103,7 +103,7 @@ class RevisionConflictError(FailedPreconditionError):
 
 
 class ResourceExhaustedError(RecollectError):
-    """A bound on what may be stored stands in the way."""
+    """A bound stands in the way: on what may be stored, or on what a tenant may ask for at a time."""
 
 
 class MemoryExhaustedError(ResourceExhaustedError):

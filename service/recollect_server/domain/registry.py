@@ -116,11 +116,15 @@ class Registry(Protocol):
         ...
 
     async def replace_key(self, key: Key, *, audit: Audit) -> bool:
-        """Stores a changed key; False if there is none of its id. Its last use is kept."""
+        """Stores a changed key. Its last use is kept.
+
+        False if there is none of its id, or if the change would make it last longer than it is to by now: it
+        may have been revoked since it was read.
+        """
         ...
 
     async def rotate_key(self, old: Key, new: Key, *, audit: Audit) -> bool:
-        """Stores the changed old key and the new one, both or neither; False if there is no old one."""
+        """Stores the changed old key and the new one, both or neither; False as `replace_key` of the old."""
         ...
 
     async def touch_keys(self, last_used_at_ms: Mapping[str, int]) -> None:

@@ -36,6 +36,20 @@ def check_streams(streams: Sequence[str], limits: Limits, *, distinct: bool) -> 
         raise InvalidArgumentError("streams", f"names {twice!r} twice; each row needs a stream of its own")
 
 
+def check_layers(layers: Sequence[int], limits: Limits) -> None:
+    """Layers that a call names, each once: what is named twice would be done twice.
+
+    Raises:
+        InvalidArgumentError: Too many, or one twice.
+    """
+    if len(layers) > limits.layers_max:
+        raise InvalidArgumentError(
+            "layers", f"has {len(layers)} numbers; at most {limits.layers_max} are allowed"
+        )
+    if len(set(layers)) != len(layers):
+        raise InvalidArgumentError("layers", f"names a layer twice: {list(layers)}")
+
+
 def check_top_k(top_k: int, limits: Limits) -> None:
     """Raises InvalidArgumentError unless 1 <= top_k <= the bound, beyond which GPU FAISS aborts."""
     if not 1 <= top_k <= limits.top_k_max:

@@ -1,7 +1,7 @@
 """How much work calls are, in multiply-adds of a large matrix product: estimates, for sharing a device.
 
 What is not a product counts as so many of them as it takes as long as. The factors were measured on a
-CPU (findings, Sharing a device); that they are rough does no harm, since every tenant's are rough alike.
+CPU; that they are rough does no harm, since every tenant's are rough alike.
 """
 
 from __future__ import annotations

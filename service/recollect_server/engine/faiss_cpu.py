@@ -14,14 +14,14 @@ from recollect_server.domain.steps import Steps
 from recollect_server.engine.tiles import queries_of_tile, rows_of_tile
 
 SCALAR_QUERIES_MAX = 10
-"""Up to so many queries a scan by scalar product is faster than a matrix product (findings, FAISS)."""
+"""Up to so many queries a scan by scalar product is faster than a matrix product (measured)."""
 
 QUERY_BLOCK, DATABASE_BLOCK = 256, 4096
 """Tiles of the matrix product; FAISS's own defaults reach half the speed at 512 queries."""
 
 WHOLE_ROWS_MIN = 32_768
 """`faiss.knn` begins with empty heaps, which costs little only if many keys follow. Smaller blocks go through
-a product and heaps that last: half the time at 4,096 keys (findings, Sharing a device)."""
+a product and heaps that last: half the time at 4,096 keys (measured)."""
 
 PRODUCT_BYTES_MAX = 4 * 1024 * 1024
 """Scores of one tile."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from recollect_server.domain.audit import Audit, AuditEntry
 from recollect_server.domain.credentials import Key
-from recollect_server.domain.ports import Clock
 from recollect_server.domain.registry import Answer, Creation, NamespaceRecord
 from recollect_server.domain.tenants import Tenant
 from recollect_server.registry import records
@@ -27,14 +26,12 @@ class RedisRegistry:
         url: redis://user:password@host:port/number or rediss://... for TLS.
         ca_file: PEM of the authority that signed Redis' certificate; None: those that the system trusts.
         timeout_s: For one call, with connecting.
-        clock: Not used; answers are forgotten by the clock of Redis, which all servers share.
 
     Raises:
         ValueError: The URL or the CA file is not usable. The message holds no password.
     """
 
-    def __init__(self, url: str, *, ca_file: Path | None, timeout_s: float, clock: Clock) -> None:
-        del clock
+    def __init__(self, url: str, *, ca_file: Path | None, timeout_s: float) -> None:
         self._redis = RedisConnection(url, ca_file=ca_file, timeout_s=timeout_s)
 
     async def open(self) -> None:

@@ -79,6 +79,9 @@ async def test_a_tenant_reads_its_own_audit_log(api: Api) -> None:
     await api.call("POST", "/api/v1/tenants/umbrella/keys", {"scopes": ["read"]})
     own = (await api.call("GET", "/api/v1/tenants/acme/audit", holder="admin")).json()["items"]
     assert {entry["tenant"] for entry in own} == {"acme"}
+    everything = (await api.call("GET", "/api/v1/audit?tenant=acme")).json()["items"]
+    assert [entry["number"] for entry in own] == [entry["number"] for entry in everything]
+    assert {(entry["actor"], entry["source"]) for entry in own} <= {("operator", ""), ("server", "")}
     assert (await api.call("GET", "/api/v1/tenants/umbrella/audit", holder="admin")).status_code == 404
     assert (await api.call("GET", "/api/v1/audit", holder="admin")).status_code == 403
 

@@ -60,7 +60,7 @@ def place_in_redis(server: RedisServer, *, timeout_s: float = TIMEOUT_S) -> Plac
     clock = HandClock()
 
     def make() -> Registry:
-        return RedisRegistry(server.url, ca_file=server.ca_file, timeout_s=timeout_s, clock=clock)
+        return RedisRegistry(server.url, ca_file=server.ca_file, timeout_s=timeout_s)
 
     return Place("redis", make, clock, lasts=True, shared=True)
 

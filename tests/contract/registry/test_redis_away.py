@@ -13,7 +13,7 @@ import pytest_asyncio
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.registry import Creation, Registry
 from recollect_server.registry.redis import RedisRegistry
-from tests.contract.registry.conftest import HandClock, place_in_redis
+from tests.contract.registry.conftest import place_in_redis
 from tests.contract.registry.samples import audit, key, namespace, tenant
 from tests.redis_server import RedisServer, require_redis
 
@@ -39,7 +39,7 @@ async def open_registry(server: RedisServer) -> AsyncIterator[Registry]:
 
 def at(url: str, *, ca_file: Path | None = None) -> RedisRegistry:
     """A registry at this address that gives up soon."""
-    return RedisRegistry(url, ca_file=ca_file, timeout_s=SHORT_S, clock=HandClock())
+    return RedisRegistry(url, ca_file=ca_file, timeout_s=SHORT_S)
 
 
 async def test_killed_and_started_again_under_load(server: RedisServer, open_registry: Registry) -> None:

@@ -304,7 +304,7 @@ def test_a_wait_is_that_of_a_fair_share() -> None:
 
 
 def test_a_call_is_done_at_the_speed_of_its_share() -> None:
-    """Calls are taken as if they would have the device to themselves, and under load most of them are late."""
+    """Calls are taken as if they had the device to themselves, and under load most of them are late."""
     load, second = Load(Limits(), fair=True), int(Load(Limits(), fair=True).rate)
     for number in range(9):
         load.queued(f"t{number}", 100 * second, weight=1)

@@ -1,1 +1,1 @@
-"""`recollect tenants`, `keys`, `namespaces`, `audit` and `drain`: they speak to the admin API of a server."""
+"""Commands of the shell, as `recollect tenants`: they speak to the admin API of a server."""

@@ -7,6 +7,7 @@ import json
 import ssl
 import uuid
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, cast
@@ -88,13 +89,21 @@ class Api:
         answer, headers = self._send("GET", path, None, {}, "")
         return cast("Json", answer), headers.get("ETag", "")
 
-    def items(self, path: str, *, at_most: int | None = None) -> list[Json]:
+    def is_denied(self, path: str) -> bool:
+        """Whether a GET of this is not for the holder of the key."""
+        request = self._http.build_request("GET", path, params={"page_size": 1})
+        return self._answered(request, attempts=2).status_code == HTTPStatus.FORBIDDEN
+
+    def items(
+        self, path: str, *, at_most: int | None = None, params: Mapping[str, str | int] | None = None
+    ) -> list[Json]:
         """A list, all of its pages, or its first items."""
         found: list[Json] = []
         token = ""
         while at_most is None or len(found) < at_most:
             size = PAGE_SIZE if at_most is None else min(PAGE_SIZE, at_most - len(found))
-            page = self.call("GET", path, params={"page_size": size, "page_token": token})
+            paging: dict[str, str | int] = {"page_size": size, "page_token": token}
+            page = self.call("GET", path, params={**(params or {}), **paging})
             found += cast("list[Json]", page["items"])
             token = str(page["next_page_token"])
             if not token:

@@ -90,6 +90,15 @@ def decode_key(text: str, last_used_at_ms: int | None) -> Key:
     return key
 
 
+def may_become(before: Key, after: Key) -> bool:
+    """Whether a key may be changed into another state of itself: none lasts longer than it was to.
+
+    Otherwise a rotation that was decided on before a key was revoked, and comes after, would bring it back.
+    """
+    lasts = [(key.revoked_at_ms, key.expires_at_ms) for key in (before, after)]
+    return all(then is None or (now is not None and now <= then) for then, now in zip(*lasts, strict=True))
+
+
 def encode_namespace(record: NamespaceRecord) -> str:
     """A namespace as JSON."""
     spec = record.spec

@@ -167,11 +167,23 @@ return found
 """
 )
 
+# As `records.may_become`.
+_KEY_CHANGES = """
+local function moment(at) if not at or at == cjson.null then return math.huge end return at end
+local function may_become(key_id, record)
+  local before, after = cjson.decode(redis.call('HGET', P .. 'key-records', key_id)), cjson.decode(record)
+  return moment(after.revoked_at_ms) <= moment(before.revoked_at_ms)
+    and moment(after.expires_at_ms) <= moment(before.expires_at_ms)
+end
+"""
+
 REPLACE_KEY = (
     _COMMON
+    + _KEY_CHANGES
     + """
 local whose, key_id, record = ARGV[3], ARGV[4], ARGV[5]
 if not redis.call('ZSCORE', P .. 'keys-of:' .. whose, key_id) then return 0 end
+if not may_become(key_id, record) then return 0 end
 changed()
 redis.call('HSET', P .. 'key-records', key_id, record)
 return 1
@@ -180,9 +192,11 @@ return 1
 
 ROTATE_KEY = (
     _COMMON
+    + _KEY_CHANGES
     + """
 local whose, old_id, old, new_id, new = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 if not redis.call('ZSCORE', P .. 'keys-of:' .. whose, old_id) then return 0 end
+if not may_become(old_id, old) then return 0 end
 if redis.call('HEXISTS', P .. 'key-records', new_id) == 1 then return 0 end
 changed()
 redis.call('HSET', P .. 'key-records', old_id, old, new_id, new)

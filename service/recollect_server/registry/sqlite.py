@@ -255,8 +255,11 @@ def _insert_key(db: sqlite3.Connection, key: Key) -> None:
 
 
 def _replace_key(db: sqlite3.Connection, key: Key) -> bool:
-    values = (records.encode_key(key), key.key_id, key.tenant)
-    return db.execute("UPDATE keys SET record = ? WHERE key_id = ? AND tenant IS ?", values).rowcount > 0
+    found = _one(db, "SELECT record FROM keys WHERE key_id = ? AND tenant IS ?", (key.key_id, key.tenant))
+    if found is None or not records.may_become(records.decode_key(str(found[0]), None), key):
+        return False
+    db.execute("UPDATE keys SET record = ? WHERE key_id = ?", (records.encode_key(key), key.key_id))
+    return True
 
 
 def _append(db: sqlite3.Connection, audit: Audit) -> None:

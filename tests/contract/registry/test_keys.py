@@ -83,10 +83,37 @@ async def test_a_key_cannot_change_hands(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("whose", ["acme", None])
+async def test_a_key_never_lasts_longer(pair: tuple[Registry, Registry], whose: str | None) -> None:
+    """A rotation at one server brings back a key that was just revoked, or was to end, at another."""
+    read = key("k1", tenant=whose)
+    await pair[0].create_key(read, audit=audit())
+    assert await pair[0].replace_key(dataclasses.replace(read, expires_at_ms=NOW_MS), audit=audit("kept"))
+    for change in (
+        pair[1].replace_key(read, audit=audit()),
+        pair[1].rotate_key(read, key("k2", tenant=whose), audit=audit()),
+    ):
+        assert not await change
+    revoked = dataclasses.replace(read, expires_at_ms=NOW_MS, revoked_at_ms=NOW_MS)
+    assert await pair[1].replace_key(revoked, audit=audit("kept"))
+    ending = dataclasses.replace(read, expires_at_ms=NOW_MS - 1)
+    later = dataclasses.replace(revoked, revoked_at_ms=NOW_MS + 1)
+    for change in (
+        pair[0].replace_key(later, audit=audit()),
+        pair[0].rotate_key(ending, key("k2", tenant=whose), audit=audit()),
+    ):
+        assert not await change
+    assert await pair[0].keys(whose, after="", limit=9) == [revoked]
+    endless = dataclasses.replace(key("k3", tenant=whose), expires_at_ms=None)
+    await pair[0].create_key(endless, audit=audit())
+    assert await pair[0].replace_key(dataclasses.replace(endless, expires_at_ms=NOW_MS + 9), audit=audit())
+    assert not await pair[0].replace_key(endless, audit=audit())
+
+
+@pytest.mark.parametrize("whose", ["acme", None])
 async def test_rotation_is_both_or_neither(registry: Registry, whose: str | None) -> None:
     """A rotation leaves a tenant with the old key changed and no new one, or the other way round."""
     old = key("k1", tenant=whose)
-    ending = dataclasses.replace(old, expires_at_ms=NOW_MS + 60_000)
+    ending = dataclasses.replace(old, expires_at_ms=NOW_MS)
     new = key("k2", tenant=whose)
     assert not await registry.rotate_key(ending, new, audit=audit())
     assert await registry.key("k2") is None

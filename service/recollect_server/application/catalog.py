@@ -32,7 +32,7 @@ class Catalog:
 
     Args:
         directory: Cached reads of the registry, and the registry itself for changes.
-        changes: Bounds how often a tenant makes and deletes namespaces.
+        changes: Bounds how often a tenant makes namespaces.
         limits: The server's bounds.
         clock: Seconds since the epoch.
     """
@@ -62,7 +62,7 @@ class Catalog:
         Raises:
             InvalidArgumentError: The name or the spec is wrong.
             NamespaceExistsError: It exists, with another spec or without `exist_ok`.
-            QuotaExceededError: The tenant has as many as it may, or changes them too often.
+            QuotaExceededError: The tenant has as many as it may, or makes them too often.
         """
         validate_name("name", name, self._limits)
         spec.validate(self._limits)
@@ -131,11 +131,9 @@ class Catalog:
 
         Raises:
             NamespaceNotFoundError: There is none, and `missing_ok` is false.
-            QuotaExceededError: The tenant makes and deletes too often.
         """
         deleted = False
         if self._may_exist(name):
-            self._changes.count(caller.tenant, await self.quotas(caller), origin=origin)
             now_ms = int(self._clock() * 1000)
             audit = Audit(now_ms, origin.actor, origin.source, "namespace.delete", caller.tenant, name)
             deleted = await self._directory.registry.delete_namespace(caller.tenant, name, audit=audit)

@@ -17,7 +17,8 @@ class Changes:
     """Counts the changes of each tenant. Not thread-safe: the event loop owns it.
 
     Without a bound, a loop that makes and deletes a namespace would fill the audit log, which is for ever,
-    and have every server read its records again at each turn.
+    and have every server read its records again at each turn. What makes something is counted; what ends it
+    must never be refused, and there cannot be more of it.
 
     Args:
         monotonic: Seconds of a clock that never goes back.
@@ -41,7 +42,7 @@ class Changes:
         if allowance < 1:
             raise QuotaExceededError(
                 "changes_per_minute",
-                f"more than {quotas.changes_per_minute} changes of namespaces and keys a minute",
+                f"more than {quotas.changes_per_minute} namespaces and keys made a minute",
                 retry_after_s=(1 - allowance) * 60 / most,
             )
         self._allowances[tenant] = (allowance - 1, now_s)

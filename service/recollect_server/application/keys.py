@@ -45,7 +45,7 @@ class Keys:
 
     Args:
         directory: The registry, and what this server remembers of it.
-        changes: Bounds how often a tenant changes its own keys.
+        changes: Bounds how often a tenant makes its own keys.
         clock: Seconds since the epoch.
     """
 
@@ -75,7 +75,7 @@ class Keys:
         Raises:
             InvalidArgumentError: An argument is wrong.
             TenantNotFoundError: There is no such tenant.
-            QuotaExceededError: The tenant changes its keys too often.
+            QuotaExceededError: The tenant makes keys too often.
         """
         if tenant is not None and not scopes:
             raise InvalidArgumentError("scopes", "is empty; give at least one of read, write, admin")
@@ -114,7 +114,7 @@ class Keys:
             InvalidArgumentError: The overlap is negative or too long.
             KeyNotFoundError: There is no such key, or it is refused already.
             RevisionConflictError: Others change it all the time.
-            QuotaExceededError: The tenant changes its keys too often.
+            QuotaExceededError: The tenant makes keys too often.
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise InvalidArgumentError("overlap_s", f"is {overlap_s}; it must be from 0 to {OVERLAP_S_MAX:,}")
@@ -135,9 +135,7 @@ class Keys:
         Raises:
             KeyNotFoundError: There is no such key.
             RevisionConflictError: Others change it all the time.
-            QuotaExceededError: The tenant changes its keys too often.
         """
-        await self._count(tenant, origin)
         for _ in range(ATTEMPTS):
             key = await self._get(tenant, key_id)
             revoked = key

@@ -31,8 +31,9 @@ class Quotas:
     calls_per_second: int = 10_000
     """Sustained; a burst of one second's worth is let through."""
     changes_per_minute: int = 600
-    """Namespaces made and deleted, keys issued, rotated and revoked: each is a line in the audit log for
-    ever. A burst of one minute's worth is let through. Operators are not bound by it."""
+    """Namespaces made, keys issued and rotated: each is a line in the audit log for ever. To delete and to
+    revoke is always possible, and there is no more of it. A burst of one minute's worth is let through.
+    Operators are not bound by it."""
     calls_in_flight_max: int = 128
     """Calls that were accepted and not yet answered."""
     bytes_in_flight_max: int = 256 * 1024**2

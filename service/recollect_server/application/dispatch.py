@@ -204,6 +204,7 @@ class Dispatcher:
             weight=job.weight,
             calls_queued_max=job.calls_queued_max,
             remaining_s=remaining_s,
+            now_s=now_s,
         )
 
     def _forget(self, call: _Call[Answer], future: Future[Answer]) -> None:

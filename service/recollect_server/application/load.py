@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from recollect_server.domain.errors import OverloadedError, QuotaExceededError
 from recollect_server.domain.limits import Limits
 
@@ -13,10 +15,29 @@ RATE_OVER_S = 2.0
 
 RETRY_S_MIN, RETRY_S_MAX = 0.05, 5.0
 
-CAUTION = 1.5
+CAUTION = 1.75
 """A call is refused if its answer would come too late if it took so much longer than estimated. On a machine
-that does other work too, one call in a hundred takes 1.4 times the estimate; what is accepted and then late
-is work for nothing."""
+that does other work too some take half as long again, and what is accepted and then late is work for nothing."""
+
+CROWDED_S = 1.0
+"""For so long after a call was refused for want of time, others are expected to go on asking as they do."""
+
+
+class _Demand:
+    """Weights of the tenants that asked within the last `CROWDED_S`, also of those that were refused."""
+
+    def __init__(self) -> None:
+        self._asked: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self.weights = 0
+
+    def note(self, tenant: str, weight: int, now_s: float) -> None:
+        """A tenant asks."""
+        _, before = self._asked.pop(tenant, (0.0, 0))
+        self._asked[tenant] = (now_s, weight)
+        self.weights += weight - before
+        while (first := next(iter(self._asked.values())))[0] < now_s - CROWDED_S:
+            self._asked.popitem(last=False)
+            self.weights -= first[1]
 
 
 class _Account:
@@ -46,6 +67,8 @@ class Load:
         self._waiting = 0
         self._cost = 0
         self._weights = 0
+        self._demand = _Demand()
+        self._crowded_until_s = float("-inf")
         self._work, self._seconds = FIRST_RATE * RATE_OVER_S / 10, RATE_OVER_S / 10
 
     @property
@@ -91,21 +114,31 @@ class Load:
         self._work = kept * self._work + work
         self._seconds = kept * self._seconds + seconds
 
-    def done_after_s(self, tenant: str, cost: int, *, weight: int) -> float:
+    def done_after_s(self, tenant: str, cost: int, *, weight: int, now_s: float) -> float:
         """How long it would take until a new call of the tenant, and those before it, are done.
 
         In fair order the tenant's calls have its share of the device, the new one too: beside nine others it
-        takes ten times as long as alone, unless these are done before.
+        takes ten times as long as alone. It is faster if these are done before, but not in a crowd: there
+        others come for each that is done.
         """
         everything = self._cost + cost
         if not self._fair:
             return everything / self.rate
         account = self._accounts.get(tenant)
         own, weights = (account.cost, self._weights) if account else (0, self._weights + weight)
+        if now_s <= self._crowded_until_s:
+            return (own + cost) * max(weights, self._demand.weights) // weight / self.rate
         return min(everything, (own + cost) * weights // weight) / self.rate
 
     def require_room(
-        self, tenant: str, cost: int, *, weight: int, calls_queued_max: int, remaining_s: float | None
+        self,
+        tenant: str,
+        cost: int,
+        *,
+        weight: int,
+        calls_queued_max: int,
+        remaining_s: float | None,
+        now_s: float,
     ) -> None:
         """Refuses a call that there is no room or no time for.
 
@@ -113,8 +146,9 @@ class Load:
             QuotaExceededError: The tenant has `calls_queued_max` waiting.
             OverloadedError: Too many wait in all, or the answer would come after `remaining_s`.
         """
+        self._demand.note(tenant, weight, now_s)
         account = self._accounts.get(tenant)
-        wait_s = self.done_after_s(tenant, 0, weight=weight)
+        wait_s = self.done_after_s(tenant, 0, weight=weight, now_s=now_s)
         retry_after_s = min(RETRY_S_MAX, max(RETRY_S_MIN, wait_s))
         if account is not None and account.waiting >= calls_queued_max:
             raise QuotaExceededError(
@@ -129,8 +163,9 @@ class Load:
             )
         if remaining_s is None or not self._cost:
             return
-        needed_s = CAUTION * self.done_after_s(tenant, cost, weight=weight)
+        needed_s = CAUTION * self.done_after_s(tenant, cost, weight=weight, now_s=now_s)
         if needed_s > remaining_s:
+            self._crowded_until_s = now_s + CROWDED_S
             raise OverloadedError(
                 f"the answer would take about {needed_s:.2g} s, and its deadline is in {remaining_s:.2g} s",
                 retry_after_s=retry_after_s,

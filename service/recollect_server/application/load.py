@@ -17,7 +17,8 @@ RETRY_S_MIN, RETRY_S_MAX = 0.05, 5.0
 
 CAUTION = 1.75
 """A call is refused if its answer would come too late if it took so much longer than estimated. On a machine
-that does other work too some take half as long again, and what is accepted and then late is work for nothing."""
+that does other work too some take half as long again, and what is accepted and then late is work for
+nothing."""
 
 CROWDED_S = 1.0
 """For so long after a call was refused for want of time, others are expected to go on asking as they do."""

@@ -136,29 +136,23 @@ def check(server: ServerProcess, answer: Answer[Message]) -> None:
 
 
 METHOD_NAMES = [path.rpartition("/")[2] for path in METHODS]
+SPOILT = ["Add", "Search", "Attend", "AttendBackward", "Evict", "CreateNamespace"]
 fuzz = settings(
     max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+fuzz_long = settings(fuzz, max_examples=1500)
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@fuzz
-@given(data=st.data())
-def test_any_fields(server: ServerProcess, channel: grpc.Channel, method: str, data: st.DataObject) -> None:
-    """A well-formed message of nonsense was an internal error, or ended the server."""
+def any_fields(method: str, data: st.DataObject) -> Message:
+    """A well-formed message of nonsense."""
     kind = message_factory.GetMessageClass(METHODS[path_of(method)].input_type)
-    check(server, raw_grpc(channel)(method, data.draw(fields_of(kind))))
+    return data.draw(fields_of(kind))
 
 
-@pytest.mark.parametrize("method", ["Add", "Search", "Attend", "AttendBackward", "Evict", "CreateNamespace"])
-@fuzz
-@given(data=st.data())
-def test_one_field_wrong(
-    server: ServerProcess, channel: grpc.Channel, method: str, data: st.DataObject
-) -> None:
-    """A message with one field of nonsense got past the checks."""
+def one_field_wrong(method: str, data: st.DataObject) -> Message:
+    """A message that is right but for one field."""
     request = valid(method)
     nonsense = data.draw(fields_of(type(request)))
     field = data.draw(st.sampled_from(fields_in(type(request))))
@@ -169,7 +163,47 @@ def test_one_field_wrong(
         getattr(request, field.name).CopyFrom(getattr(nonsense, field.name))
     else:
         setattr(request, field.name, getattr(nonsense, field.name))
-    check(server, raw_grpc(channel)(method, request))
+    return request
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@fuzz
+@given(data=st.data())
+def test_any_fields(server: ServerProcess, channel: grpc.Channel, method: str, data: st.DataObject) -> None:
+    """A well-formed message of nonsense was an internal error, or ended the server."""
+    check(server, raw_grpc(channel)(method, any_fields(method, data)))
+
+
+@pytest.mark.parametrize("method", SPOILT)
+@fuzz
+@given(data=st.data())
+def test_one_field_wrong(
+    server: ServerProcess, channel: grpc.Channel, method: str, data: st.DataObject
+) -> None:
+    """A message with one field of nonsense got past the checks."""
+    check(server, raw_grpc(channel)(method, one_field_wrong(method, data)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@fuzz_long
+@given(data=st.data())
+def test_many_of_any_fields(
+    server: ServerProcess, channel: grpc.Channel, method: str, data: st.DataObject
+) -> None:
+    """Rare nonsense in a well-formed message was an internal error, or ended the server."""
+    check(server, raw_grpc(channel)(method, any_fields(method, data)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SPOILT)
+@fuzz_long
+@given(data=st.data())
+def test_many_of_one_field_wrong(
+    server: ServerProcess, channel: grpc.Channel, method: str, data: st.DataObject
+) -> None:
+    """Rare nonsense in one field got past the checks."""
+    check(server, raw_grpc(channel)(method, one_field_wrong(method, data)))
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

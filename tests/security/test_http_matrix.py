@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
+from recollect_server.admin.route import access_of
+from tests.admin_world import world
 from tests.installation import Installation
 from tests.security.conftest import NAMESPACE, Tokens
 from tests.security.test_rpc_matrix import NOT_VALID, credential
@@ -46,6 +49,12 @@ OPERATORS = sorted(name for name, rule in RULES.items() if rule == "operator")
 TENANT_ADMINS = sorted(name for name, rule in RULES.items() if rule == "tenant-admin")
 CLOSED = [*OPERATORS, *TENANT_ADMINS]
 ABSENT_KEY = "0123456789abcdef"
+OPEN = sorted(name for name, rule in RULES.items() if rule == "open")
+NOT_IN_THE_DOCUMENT = {("GET", "/openapi.json", "open")}
+"""The document itself."""
+OF_THE_MOMENT = {"date", "x-request-id"}
+"""Headers that are others each time, and of one length."""
+VALID = ("right", "read", "write", "admin", "theirs")
 
 
 @dataclass(frozen=True)
@@ -79,15 +88,31 @@ def send(installation: Installation, route: Route, url: str, token: str | None) 
     return installation.http.request(route.method, url, headers=headers, content=b"{not json")
 
 
-def shape(response: httpx.Response, *, without: str) -> tuple[int, object, int]:
+def shape(response: httpx.Response, *, without: str) -> tuple[int, object, object, int]:
     """All of an answer that must not depend on whether something exists; names of one length stand in it."""
     problem = {name: str(value).replace(without, "") for name, value in response.json().items()}
-    return response.status_code, problem, len(response.content)
+    headers = {name: value for name, value in response.headers.items() if name not in OF_THE_MOMENT}
+    size = sum(len(name) + len(value) for name, value in response.headers.raw) + len(response.content)
+    return response.status_code, problem, headers, size
 
 
 def test_every_route_has_a_rule(routes: dict[str, Route]) -> None:
     """A route was added, and nobody decided who may call it."""
     assert {name: route.rule for name, route in routes.items()} == RULES
+
+
+async def test_no_route_is_hidden(routes: dict[str, Route]) -> None:
+    """A route that the document does not name is in nobody's matrix."""
+    async with world() as made:
+        served = {
+            (method, route.path_format, access_of(route).name)
+            for route in made.app.routes
+            if isinstance(route, APIRoute)
+            for method in route.methods or ()
+        }
+        assert all(isinstance(route, APIRoute) for route in made.app.routes)
+    documented = {(route.method, route.path, route.rule) for route in routes.values()}
+    assert served == documented | NOT_IN_THE_DOCUMENT
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NOT_VALID if kind != "operator"])
@@ -160,15 +185,43 @@ def test_an_operator_is_let_in(
     assert response.status_code in (200, 400, 404, 422)
 
 
+@pytest.mark.parametrize("kind", [*NOT_VALID, *VALID])
+@pytest.mark.parametrize("name", OPEN)
 def test_open_routes_tell_nothing_of_tenants(
-    installation: Installation, tokens: Tokens, routes: dict[str, Route]
+    name: str, kind: str, installation: Installation, tokens: Tokens, routes: dict[str, Route]
 ) -> None:
-    """Whoever reaches the port learns the names of customers."""
-    del tokens
-    for name in ("isAlive", "isReady"):
-        response = installation.http.get(routes[name].path)
-        assert response.status_code == 200
-        assert "ours" not in response.text
+    """Whoever reaches the port learns the names of customers, or a probe is refused for its key."""
+    token = credential(kind, tokens) if kind in NOT_VALID else getattr(tokens, kind)
+    response = send(installation, routes[name], routes[name].path, token)
+    plain = send(installation, routes[name], routes[name].path, None)
+    assert response.status_code == 200
+    assert shape(response, without="") == shape(plain, without="")
+    assert "ours" not in response.text
+
+
+@pytest.mark.parametrize("header", ["forwarded", "x-forwarded-for", "x-real-ip", "via"])
+def test_metrics_are_not_for_whoever_is_behind_a_proxy(
+    header: str, installation: Installation, routes: dict[str, Route]
+) -> None:
+    """A proxy on this machine makes everybody who reaches it one of this machine."""
+    answer = installation.http.get(routes["getMetrics"].path, headers={header: "10.0.0.1"})
+    assert answer.status_code == 401
+
+
+METRICS = {
+    **dict.fromkeys(NOT_VALID, 401),
+    "none": 200,  # from this machine
+    **dict.fromkeys(VALID, 403),
+    "operator": 200,
+}
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_metrics(kind: str, installation: Installation, tokens: Tokens, routes: dict[str, Route]) -> None:
+    """Metrics, which name all tenants, are shown to one of them, or to somebody with a key of no use."""
+    token = credential(kind, tokens) if kind in NOT_VALID else getattr(tokens, kind)
+    url = routes["getMetrics"].path
+    assert send(installation, routes["getMetrics"], url, token).status_code == METRICS[kind]
 
 
 def test_a_namespace_of_another_tenant_is_not_reached_through_the_own(

@@ -1,18 +1,11 @@
-"""What one tenant has means nothing to another: request ids, cursors, names; and not even time tells."""
+"""What one tenant has means nothing to another: request ids, cursors, names."""
 
 from __future__ import annotations
-
-import math
-import time
-
-import pytest
 
 from recollect.v1 import memory_pb2 as pb
 from tests.contract import messages
 from tests.installation import Installation
-from tests.security.conftest import NAMESPACE, Tokens
-
-CALLS = 2000
+from tests.security.conftest import Tokens
 
 
 def stats(name: str) -> pb.GetStatsRequest:
@@ -62,46 +55,3 @@ def test_no_call_takes_an_error_id() -> None:
     for service in pb.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
             assert "error_id" not in method.input_type.fields_by_name
-
-
-def sides(first_s: list[float], second_s: list[float]) -> float:
-    """How far the pairs lean to one side, in standard deviations of a fair coin."""
-    longer = sum(a > b for a, b in zip(first_s, second_s, strict=True))
-    even = sum(a == b for a, b in zip(first_s, second_s, strict=True))
-    fair = len(first_s) - even
-    return abs(longer - fair / 2) / math.sqrt(max(fair, 1) / 4)
-
-
-LEANING_MAX = 4.5
-"""Seven times in a million by chance."""
-
-
-def test_the_statistic_would_notice() -> None:
-    """The test below could not fail: a look-up that takes a twentieth longer would pass."""
-    noise = [1 + math.sin(7.1 * number) / 4 for number in range(CALLS // 2)]
-    others = [1 + math.sin(5.3 * number + 1) / 4 for number in range(CALLS // 2)]
-    assert sides(noise, others) < LEANING_MAX
-    assert sides([1.05 * value for value in noise], others) > LEANING_MAX
-
-
-@pytest.mark.parametrize("method", ["GetNamespace", "GetStats", "Attend"])
-def test_time_does_not_tell_another_tenants_namespace(
-    method: str, installation: Installation, tokens: Tokens
-) -> None:
-    """Over many alternating calls one can tell by the time of the answer that a namespace exists."""
-    absent = "n" * len(NAMESPACE)
-    requests = {
-        "GetNamespace": lambda name: pb.GetNamespaceRequest(name=name),
-        "GetStats": stats,
-        "Attend": messages.attend,
-    }
-    raw = {name: requests[method](name).SerializeToString() for name in (NAMESPACE, absent)}
-    took_s: dict[str, list[float]] = {NAMESPACE: [], absent: []}
-    for pair in range(CALLS // 2):
-        # Which comes first alternates: what the first does to caches is then no difference between them.
-        for name in (NAMESPACE, absent) if pair % 2 else (absent, NAMESPACE):
-            began_s = time.perf_counter()
-            answer = installation.rpc(method, raw[name], token=tokens.theirs)
-            took_s[name].append(time.perf_counter() - began_s)
-            assert answer.code == "NOT_FOUND"
-    assert sides(took_s[NAMESPACE], took_s[absent]) < LEANING_MAX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation, BaseSchema
 
 from tests.admin_world import World, served, world
+
+log = logging.getLogger(__name__)
 
 Case = AnyCase[APIOperation[OperationParameter, ResponsesContainer[object], object, BaseSchema]]
 EXAMPLES, EXAMPLES_SLOW = 10, 200
@@ -125,6 +128,7 @@ def fuzz(holder: str, *, examples: int) -> Counter[int]:
 
                 one()
         assert not [call for call in server.made.telemetry.calls if call.error_id]
+    log.info("%d requests of %r: %s", statuses.total(), holder, dict(sorted(statuses.items())))
     return statuses
 
 

@@ -44,12 +44,12 @@ def written_work(command: Add) -> int:
 
 
 def evicted_work(command: Evict, memory: NamespaceMemory) -> int:
-    """What is moved together or zeroed; the oldest go for nothing."""
+    """Each bank is looked at; entries are moved together or zeroed, but the oldest go for nothing."""
+    banks = memory.held(command.streams, frozenset(command.layers))
+    looked_at = work.BANK * len(banks)
     if not isinstance(command.selector, ByIds | Everything):
-        return 0
-    layers = command.layers or memory.spec.layers
-    entries = sum(memory.entries(stream, layer) for stream in command.streams for layer in layers)
-    return work.moved(entries * memory.spec.entry_bytes)
+        return looked_at
+    return looked_at + work.moved(sum(bank.ring.count for bank in banks) * memory.spec.entry_bytes)
 
 
 def _read_work(command: Search | Attend, spec: NamespaceSpec, memory: NamespaceMemory) -> int:

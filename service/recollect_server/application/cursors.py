@@ -11,6 +11,9 @@ from recollect_server.domain.errors import InvalidArgumentError
 
 MARK_BYTES = 12
 
+TOKEN_LENGTH_MAX = 2048
+"""What is longer is not looked at; names that tokens are made of are far shorter."""
+
 
 def token(position: str, owner: str) -> str:
     """A page token, opaque to callers; "" for the end.
@@ -35,6 +38,8 @@ def position(page_token: str, owner: str) -> str:
     """
     if not page_token:
         return ""
+    if len(page_token) > TOKEN_LENGTH_MAX:
+        raise _unknown()
     try:
         raw = base64.b64decode(page_token.encode(), altchars=b"-_", validate=True)
         found = raw[MARK_BYTES:].decode()

@@ -23,6 +23,7 @@ from recollect_server.application.commands import (
 )
 from recollect_server.application.costs import cost_of, evicted_work, written_work
 from recollect_server.application.memories import Memories
+from recollect_server.application.pairs import fetch_pairs
 from recollect_server.application.room import require_room
 from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, from_float32
@@ -57,6 +58,9 @@ class Memory:
 
     def cost(self, namespace: Namespace, command: Command) -> int:
         """What a command will cost the device, in multiply-adds; an estimate, from any thread."""
+        layers = command.layers if isinstance(command, Evict) else ()
+        if len(command.streams) > self._limits.rows_max or len(layers) > self._limits.layers_max:
+            return work.CALL  # it will be refused; to look at all of its parts would keep others waiting
         return cost_of(namespace, command, self._memories.peek(namespace.record))
 
     def add(self, namespace: Namespace, command: Add) -> Steps[Added]:
@@ -83,6 +87,7 @@ class Memory:
             call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
             answer_type=Added,
             work=lambda: self._add(namespace, memory, command, lengths),
+            rows=len(command.streams),
         )
 
     def _grown_bytes(self, memory: NamespaceMemory, command: Add, lengths: list[int]) -> int:
@@ -147,12 +152,8 @@ class Memory:
                 continue
             hits = yield from bank.search(command.queries.row(row), command.top_k)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
-            if command.include_keys:
-                keys[row] = bank.keys(hits.slots).raw
-            if command.include_values:
-                values[row] = bank.values(hits.slots).raw
             if pair_dims:
-                yield work.gathered(hits.slots.size, pair_dims)
+                yield from fetch_pairs(bank, hits.slots, keys[row], values[row])
         return Found(
             scores=scores,
             ids=ids,
@@ -243,6 +244,7 @@ class Memory:
         """
         memory = self._memories.of(namespace.record)
         validation.check_streams(command.streams, self._limits, distinct=True)
+        validation.check_layers(command.layers, self._limits)
         validation.check_selector(command.selector, self._limits)
         for layer in command.layers:
             memory.require_layer(layer)
@@ -258,13 +260,12 @@ class Memory:
 
     def _evict(self, memory: NamespaceMemory, command: Evict) -> int:
         layers = command.layers or memory.spec.layers
-        banks = [
-            memory.bank(stream, layer, missing_ok=command.missing_ok)
-            for stream in command.streams
-            for layer in layers
-        ]
+        for stream in command.streams:
+            memory.bank(stream, layers[0], missing_ok=command.missing_ok)
         now_s = self._clock()
-        evicted = sum(bank.evict(command.selector, now_s=now_s) for bank in banks if bank is not None)
+        # By the banks that there are: a thousand streams in each of hundreds of layers may be none.
+        banks = memory.held(command.streams, frozenset(command.layers))
+        evicted = sum(bank.evict(command.selector, now_s=now_s) for bank in banks)
         if isinstance(command.selector, Everything):
             for stream in command.streams:
                 memory.forget(stream, layers)
@@ -275,8 +276,11 @@ class Memory:
 
         Raises:
             StreamNotFoundError: A stream named does not exist.
+            InvalidArgumentError: Too many streams, or a bad name.
         """
         memory = self._memories.of(namespace.record)
+        if command.streams:
+            validation.check_streams(command.streams, self._limits, distinct=False)
         layers = memory.spec.layers
         for stream in command.streams:
             memory.bank(stream, layers[0])

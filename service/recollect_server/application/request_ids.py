@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
@@ -15,9 +16,29 @@ Answer = TypeVar("Answer")
 DIGEST_BYTES = 16
 """A call is remembered as a digest: its streams' names may be long."""
 
+ROWS_REMEMBERED = 262_144
+"""Of a tenant's answers together, about 20 MiB: that of an add has two numbers for each of up to a thousand
+rows. Of adds of that size, these are still twice as many as a tenant may have in flight."""
+
+
+class _Answered(NamedTuple):
+    """What was asked, what was answered, and how many rows that has."""
+
+    call: bytes
+    answer: object
+    rows: int
+
+
+@dataclass(slots=True)
+class _Answers:
+    """Of one tenant, by namespace and request id, the oldest first."""
+
+    by_id: OrderedDict[tuple[str, str], _Answered] = field(default_factory=OrderedDict)
+    rows: int = 0
+
 
 class AnsweredRequests:
-    """The last answers to mutating calls, per tenant, bounded.
+    """The last answers to mutating calls, per tenant, bounded in number and in size.
 
     Args:
         limits: The server's bounds.
@@ -25,7 +46,7 @@ class AnsweredRequests:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._answers: dict[str, OrderedDict[tuple[str, str], tuple[bytes, object]]] = {}
+        self._answers: dict[str, _Answers] = {}
 
     def once(
         self,
@@ -36,6 +57,7 @@ class AnsweredRequests:
         call: str,
         answer_type: type[Answer],
         work: Callable[[], Answer],
+        rows: int = 1,
     ) -> Answer:
         """Does the work, or returns what it returned when it was asked for under the same id before.
 
@@ -46,6 +68,7 @@ class AnsweredRequests:
             call: What the call is, so that an id used for two different ones is noticed.
             answer_type: Of the work.
             work: If it raises, nothing is remembered, since nothing was done.
+            rows: Of the answer.
 
         Raises:
             InvalidArgumentError: The id is too long, or was used for another call.
@@ -59,18 +82,19 @@ class AnsweredRequests:
             )
         digest = hashlib.blake2b(call.encode(), digest_size=DIGEST_BYTES).digest()
         answers = self._answers.get(tenant)
-        if answers is not None and (uid, request_id) in answers:
-            first_call, answer = answers[uid, request_id]
+        if answers is not None and (uid, request_id) in answers.by_id:
+            first_call, answer, _ = answers.by_id[uid, request_id]
             if first_call != digest or not isinstance(answer, answer_type):
                 raise InvalidArgumentError(
                     "request_id", f"{request_id!r} was used for another call; make a new one for each call"
                 )
             return answer
         fresh = work()
-        answers = self._answers.setdefault(tenant, OrderedDict())
-        answers[uid, request_id] = (digest, fresh)
-        if len(answers) > self._limits.request_ids_remembered:
-            answers.popitem(last=False)
+        answers = self._answers.setdefault(tenant, _Answers())
+        answers.by_id[uid, request_id] = _Answered(digest, fresh, rows)
+        answers.rows += rows
+        while len(answers.by_id) > self._limits.request_ids_remembered or answers.rows > ROWS_REMEMBERED:
+            answers.rows -= answers.by_id.popitem(last=False)[1].rows
         return fresh
 
     def forget(self, tenant: str) -> None:

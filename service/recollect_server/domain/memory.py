@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import (
@@ -118,6 +118,15 @@ class NamespaceMemory:
     def layers_of(self, stream: str) -> list[tuple[int, Bank]]:
         """The stream's banks by layer."""
         return list(self._streams.get(stream, {}).items())
+
+    def held(self, streams: Sequence[str], layers: Collection[int]) -> list[Bank]:
+        """The banks that there are of these streams in these layers (none: in all). Safe from any thread."""
+        return [
+            bank
+            for stream in streams
+            for layer, bank in self.layers_of(stream)
+            if not layers or layer in layers
+        ]
 
     def new_bank(self, layer: int) -> Bank:
         """A bank that no stream has yet; `adopt` gives it to one."""

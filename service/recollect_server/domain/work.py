@@ -15,6 +15,9 @@ GATHERED = 32
 MOVED = 12
 """Of a byte that is checked, copied or zeroed."""
 
+BANK = 10_000
+"""Of a bank whose entries are looked through for those that go."""
+
 CALL = 4_000_000
 """Of a call, however small: its dispatch, its checks, its answer."""
 

@@ -70,8 +70,10 @@ class CpuStore:
 
     def compact(self, slots: Int64) -> None:
         """See `Store.compact`."""
-        self._keys[:, : slots.size] = self._keys[:, slots]
-        self._values[:, : slots.size] = self._values[:, slots]
+        for rows in (self._keys, self._values):
+            chosen = rows[:, slots]  # a copy, which is to leave nothing behind either
+            rows[:, : slots.size] = chosen
+            chosen.fill(0)
 
     def clear(self) -> None:
         """See `Store.clear`."""

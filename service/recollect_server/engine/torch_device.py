@@ -81,9 +81,11 @@ class TorchStore:
 
     def compact(self, slots: Int64) -> None:
         """See `Store.compact`."""
-        chosen = torch.from_numpy(slots).to(self._device)
-        self._keys[:, : slots.size] = self._keys[:, chosen]
-        self._values[:, : slots.size] = self._values[:, chosen]
+        places = torch.from_numpy(slots).to(self._device)
+        for rows in (self._keys, self._values):
+            chosen = rows[:, places]  # a copy, which is to leave nothing behind either
+            rows[:, : slots.size] = chosen
+            chosen.zero_()
 
     def clear(self) -> None:
         """See `Store.clear`."""

@@ -6,11 +6,11 @@ them: seconds in which nobody else is answered, and gigabytes. No valid message 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
@@ -24,7 +24,7 @@ FIELDS_BESIDE = 1024
 VARINT_BYTES_MAX = 10
 
 
-def check_parts(kind: Descriptor, raw: bytes, limits: Limits) -> None:
+def check_parts(kind: type[Message], raw: bytes, limits: Limits) -> None:
     """Refuses a message of more fields, or longer lists, than a valid one can have.
 
     Args:
@@ -36,9 +36,8 @@ def check_parts(kind: Descriptor, raw: bytes, limits: Limits) -> None:
         InvalidArgumentError: It is not worth parsing.
     """
     fields_max = FIELDS_OF_A_ROW * (limits.rows_max + limits.layers_max) + FIELDS_BESIDE
-    _Walk(raw, fields_max=fields_max, elements_max=max(limits.ids_max, limits.rows_max)).over(
-        kind, 0, len(raw)
-    )
+    walk = _Walk(raw, fields_max=fields_max, elements_max=max(limits.ids_max, limits.rows_max))
+    walk.over(cast("Descriptor", kind.DESCRIPTOR), 0, len(raw))
 
 
 class _Walk:
@@ -52,13 +51,11 @@ class _Walk:
 
     def over(self, kind: Descriptor, start: int, stop: int) -> None:
         """The fields of a message that lies from `start` to `stop`."""
-        # By its stubs a number is no key of what protobuf gives.
-        by_number = cast("Mapping[int, FieldDescriptor]", kind.fields_by_number)
         while start < stop:
             self._fields += 1
             if self._fields > self._fields_max:
                 raise InvalidArgumentError(
-                    "request", f"has more than {self._fields_max:,} fields; no call needs as many"
+                    "request", f"has more than {self._fields_max} fields; no call needs as many"
                 )
             tag, start = self._varint(start, stop)
             match tag & 7:  # the wire type
@@ -72,7 +69,7 @@ class _Walk:
                     size, start = self._varint(start, stop)
                     if size > stop - start:
                         raise _malformed()
-                    self._into(by_number.get(tag >> 3), start, start + size)
+                    self._into(kind.fields_by_number.get(tag >> 3), start, start + size)
                     start += size
                 case _:  # groups, which this wire has none of, or nothing at all
                     raise _malformed()
@@ -94,7 +91,7 @@ class _Walk:
         elements = int((np.frombuffer(self._raw, np.uint8, stop - start, start) < 0x80).sum())
         if elements > self._elements_max:
             raise InvalidArgumentError(
-                field.name, f"has {elements:,} elements; {self._elements_max:,} are the most of any list"
+                field.name, f"has {elements} elements; at most {self._elements_max} are allowed in any list"
             )
 
     def _varint(self, start: int, stop: int) -> tuple[int, int]:

@@ -171,7 +171,7 @@ class RpcServer:
 
     def _message(self, route: Route, raw: bytes) -> Message:
         if len(raw) > ENVELOPE_BYTES:  # in less there cannot be much to parse
-            check_parts(route.request_type.DESCRIPTOR, raw, self._limits)
+            check_parts(route.request_type, raw, self._limits)
         try:
             return route.request_type.FromString(raw)
         except DecodeError as malformed:

@@ -11,7 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def main() -> None:
     reports.write("admission-cost", report(figures), figures)
 
 
-def report(figures: dict[str, object]) -> str:
+def report(figures: Mapping[str, object]) -> str:
     """The page."""
     without, with_both, ratio = (figures[name] for name in ("without_ms", "with_ms", "block_ratio"))
     assert isinstance(without, dict)

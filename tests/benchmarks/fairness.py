@@ -163,7 +163,7 @@ def table(stretches: Sequence[Seen]) -> list[str]:
             return statistics.median(float(getattr(each, name)) for each in rows)
 
         ratios = ", ".join(f"{each.ratio:.2f}" for each in rows)
-        name = f"beside {kind}s" if kind else "alone"
+        name = f"beside a flood of {kind}" if kind else "alone"
         lines.append(
             f"| {name} | {middle('p50_ms'):.2f} | {middle('p99_ms'):.2f} | {middle('max_ms'):.1f} | "
             f"**{middle('ratio'):.2f}** ({ratios}) | {sum(each.flood_calls for each in rows)} |"

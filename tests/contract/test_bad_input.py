@@ -181,7 +181,7 @@ def test_an_answer_beyond_the_message_limit(target: Target) -> None:
     request.top_k = 1024
     answer = target.raw("Search", request)
     assert (answer.code, answer.detail.argument) == ("INVALID_ARGUMENT", "queries")
-    assert "67,108,864" in answer.message
+    assert "4,194,304" in answer.message
     assert "fewer" in answer.message
 
 
@@ -191,7 +191,7 @@ def test_an_oversized_message(target: Target, request: pytest.FixtureRequest) ->
         pytest.skip("embedded:// has no wire that could bound a message")
     before = target.seen()
     large = messages.add(target.name)
-    large.keys.data = bytes(8 * 1024 * 1024 + 128 * 1024)
+    large.keys.data = bytes(4 * 1024 * 1024 + 128 * 1024)
     answer = target.raw("Add", large)
     assert answer.code == "RESOURCE_EXHAUSTED"
     assert "larger than max" in answer.message

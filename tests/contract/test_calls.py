@@ -182,7 +182,7 @@ def test_server_info(client: recollect.Client) -> None:
     info = client.server_info()
     assert info.version == recollect.__version__
     assert info.device
-    assert info.limits.message_bytes_max == 8 * 1024 * 1024
+    assert info.limits.message_bytes_max == 4 * 1024 * 1024
     assert info.limits.top_k_max == 1024
 
 

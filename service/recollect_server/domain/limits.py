@@ -12,9 +12,8 @@ FAISS_TOP_K_MAX = 2048
 class Limits:
     """Bounds on calls and on what is stored. All are inclusive."""
 
-    message_bytes_max: int = 8 * 1024 * 1024
-    """Larger calls are split by the client. To copy a message takes Python's one interpreter lock, and from
-    16 MiB on each copy is new memory from the system: slower for its caller, and a stall for all others."""
+    message_bytes_max: int = 4 * 1024 * 1024
+    """Larger calls are split by the client. While a message is copied nobody else's call moves on (ADR 16)."""
     top_k_max: int = 1024
     rows_max: int = 1024
     tokens_max: int = 65_536

@@ -83,7 +83,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
-            # Who stands in the audit log is who connected: a header with another address is anybody's to send.
+            # The audit log names who connected: a header with another address is anybody's to send.
             proxy_headers=False,
             http="h11",
             ws="none",

@@ -13,7 +13,7 @@ class Limits:
     """Bounds on calls and on what is stored. All are inclusive."""
 
     message_bytes_max: int = 4 * 1024 * 1024
-    """Larger calls are split by the client. While a message is copied nobody else's call moves on (ADR 16)."""
+    """Larger calls are split by the client. While one is copied nobody else's call moves on (ADR 16)."""
     top_k_max: int = 1024
     rows_max: int = 1024
     tokens_max: int = 65_536

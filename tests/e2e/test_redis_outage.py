@@ -268,3 +268,24 @@ def test_known_callers_go_on_without_redis(how: str) -> None:
                 assert status_of(admin, pair.stranger) == "OK"
         everybody.check()
         pair.check_nothing_is_lost(changer)
+
+
+def test_a_server_that_starts_during_an_outage_waits() -> None:
+    """A restart while Redis is away needs somebody to try again, or makes a server that knows no operator."""
+    require_redis()
+    with RedisServer() as redis:
+        redis.kill()
+        with (
+            ServerProcess(environment={"RECOLLECT_REGISTRY__URL": redis.url}) as server,
+            Admin(server) as admin,
+        ):
+            assert says_why(admin)
+            assert admin.change("POST", "/tenants", {"name": "acme"}) is None
+            redis.start_again()
+            wait_for(partial(is_ready, admin), "the server recovers by itself")
+            wait_for(
+                lambda: admin.admin("GET", "/api/v1/tenants").is_success,
+                "the operator of the settings is made",
+            )
+            assert admin.change("POST", "/tenants", {"name": "acme"}) is not None
+            assert "Traceback" not in server.log

@@ -29,7 +29,8 @@ def memory_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="recollect-") as folder:
         url = f"unix://{Path(folder) / 'memory.sock'}"
         command = [sys.executable, "-m", "recollect", "serve", "--dev", "--listen", url]
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        quiet = {"RECOLLECT_TELEMETRY__LOG_LEVEL": "error", "RECOLLECT_TELEMETRY__LOG_FORMAT": "text"}
+        environment = {**quiet, **os.environ, "OMP_WAIT_POLICY": "passive"}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
             try:
                 assert server.stdout is not None

@@ -150,7 +150,7 @@ class Namespaces:
             except RecollectError:
                 return  # the registry is away: what is gone will be seen when it is back
             if record is None or record.uid != uid:
-                log.info("freeing a namespace that was deleted elsewhere")
+                log.debug("freeing a namespace that is gone")
                 await self._free(tenant, name, uid)
 
     async def _free(self, tenant: str, name: str, uid: str) -> None:

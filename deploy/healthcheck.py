@@ -54,8 +54,8 @@ def _context() -> ssl.SSLContext:
 
 if __name__ == "__main__":
     try:
-        # A script of its own, which must not take the time to load the server's settings.
-        if os.environ.get("RECOLLECT_TLS__CLIENT_CA_FILE"):  # noqa: TID251
+        # Settings are read in one place, but this runs every ten seconds, and to load them takes a second.
+        if os.environ.get("RECOLLECT_TLS__CLIENT_CA_FILE"):  # noqa: TID251  # a script, outside the server
             speaks_tls(int(sys.argv[1]))
             sys.exit()
         status = readiness(int(sys.argv[1]))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import grpc
 import httpx
@@ -12,12 +10,13 @@ from google.protobuf import message_factory
 from google.protobuf.message import Message
 
 from tests.clients import METHODS, Answer, answer_of, path_of
+from tests.closing import Closing
 from tests.server_process import OPERATOR_TOKEN, ServerProcess
 
 ALL_SCOPES = ("read", "write", "admin")
 
 
-class Installation:
+class Installation(Closing):
     """A server with an operator.
 
     Args:
@@ -78,11 +77,3 @@ class Installation:
         """Closes connections; the server goes on."""
         self.http.close()
         self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

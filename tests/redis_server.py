@@ -11,11 +11,11 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 import trustme
+
+from tests.closing import Closing
 
 START_S = 30.0
 """Generous: it is up in 35 ms where nothing else runs."""
@@ -29,7 +29,7 @@ def require_redis() -> None:
         pytest.skip("no redis-server: install it (Debian's package is redis-server)")
 
 
-class RedisServer:
+class RedisServer(Closing):
     """A Redis with a password that writes each change to disk before it answers.
 
     Args:
@@ -121,14 +121,6 @@ class RedisServer:
         """Ends it if it runs, and removes its data."""
         self.kill()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _options(self) -> list[str]:
         options = [

@@ -10,8 +10,8 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from tests.closing import Closing
 
 START_S = 60.0
 """Generous: FAISS and its libraries are loaded from a cold disk on a busy machine."""
@@ -33,7 +33,7 @@ def run_to_end(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-class ServerProcess:
+class ServerProcess(Closing):
     """A server on a unix socket and on a port of loopback.
 
     Args:
@@ -115,14 +115,6 @@ class ServerProcess:
         if self.process.stdout is not None:
             self.process.stdout.close()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _first_line(self) -> str:
         lines: list[str] = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -80,10 +79,7 @@ async def offer(asks: Sequence[Ask], *, rate: float, seconds: float) -> Offered:
     begun_s = time.perf_counter()
     for number in range(min(CALLS_MAX, int(rate * seconds))):
         due_s = begun_s + number / rate
-        if (wait_s := due_s - time.perf_counter()) > 0:
-            await asyncio.sleep(wait_s)
-        else:
-            await asyncio.sleep(0)
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
         offered.lag_s.append(time.perf_counter() - due_s)
         task = asyncio.create_task(offered.make(asks[number % len(asks)]))
         tasks.add(task)
@@ -262,7 +258,6 @@ def main() -> None:
         run = asyncio.run(run_all(server, tokens, factor=options.factor, seconds=options.seconds))
     page = report(run, factor=options.factor, seconds=options.seconds)
     reports.write("overload", page, dataclasses.asdict(run))
-    print("median speed after:", statistics.median(run.after))
 
 
 if __name__ == "__main__":

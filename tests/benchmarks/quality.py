@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-REPORTS = Path("docs/benchmarks")
+from tests.benchmarks import reports
 
 
 class Run(TypedDict):
@@ -102,10 +102,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path("runs") / f"quality-{options.name}"
     runs = [demo(seed, options.arguments, folder) for seed in options.seeds]
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    (REPORTS / f"quality-{options.name}.md").write_text(report(options.name, options.arguments, runs))
-    (REPORTS / f"quality-{options.name}.json").write_text(json.dumps(runs, indent=1) + "\n")
-    shutil.copy(folder / f"seed-{options.seeds[0]}" / "demo.png", REPORTS / f"quality-{options.name}.png")
+    name = f"quality-{options.name}"
+    reports.write(name, report(options.name, options.arguments, runs), runs)
+    shutil.copy(folder / f"seed-{options.seeds[0]}" / "demo.png", reports.REPORTS / f"{name}.png")
 
 
 if __name__ == "__main__":

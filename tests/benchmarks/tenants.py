@@ -1,16 +1,15 @@
 """Many tenants on one server: what an idle namespace costs beyond its data, and how long a restart takes.
 
-    python -m tests.benchmarks.tenants [--tenants 1000] [--out docs/benchmarks/tenants]
+    python -m tests.benchmarks.tenants [--tenants 1000]
 
 A real server process, real keys, all calls over gRPC; once with the registry in a file and once in Redis.
-Writes OUT.md and, with everything, OUT.json.
+Writes docs/benchmarks/tenants.md and .json.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import psutil
 
 import recollect
+from tests.benchmarks import reports
 from tests.installation import Installation
 from tests.redis_server import RedisServer
 from tests.server_process import ServerProcess
@@ -245,15 +245,10 @@ def main() -> None:
     """Measures both registries and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--tenants", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/tenants"))
     options = parser.parse_args()
     runs = [measure(registry, options.tenants) for registry in ("SQLite file", "Redis")]
     command = f"python -m tests.benchmarks.tenants --tenants {options.tenants}"
-    page = report(runs, command)
-    print(page, end="")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".md").write_text(page)
-    options.out.with_suffix(".json").write_text(json.dumps(runs, indent=1) + "\n")
+    reports.write("tenants", report(runs, command), runs)
 
 
 if __name__ == "__main__":

@@ -14,35 +14,18 @@ from pydantic import BaseModel
 from recollect_server.admin.cli import options
 from recollect_server.domain import errors
 from recollect_server.domain.limits import Limits
-from recollect_server.domain.telemetry import CallRecord
 from recollect_server.domain.tenants import Quotas
 from recollect_server.observability import logs
 from recollect_server.observability.metrics import PrometheusTelemetry
 from recollect_server.observability.state import DeviceState, TenantState
 from recollect_server.rpc.status import STATUS
 from recollect_server.settings import Settings
+from tests.call_records import CALL as ANSWERED
 from tests.docs.pages import ROOT, anchor, code, headings, page, rows, section
 
 OPERATIONS = page("docs/operations.md")
 RULES = ROOT / "deploy/prometheus/rules/recollect.yml"
-CALL = CallRecord(
-    method="Attend",
-    transport="grpc",
-    tenant="acme",
-    key_id="0123456789abcdef",
-    status="UNAUTHENTICATED",
-    reason="UNAUTHENTICATED",
-    error_id="",
-    request_id="r-1",
-    source="127.0.0.1",
-    traceparent="",
-    started_ns=1,
-    total_s=0.004,
-    waited_s=0.001,
-    worked_s=0.002,
-    request_bytes=100,
-    response_bytes=50,
-)
+CALL = dataclasses.replace(ANSWERED, status="UNAUTHENTICATED", reason="UNAUTHENTICATED")
 
 
 def _shown(default: object) -> str:

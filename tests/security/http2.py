@@ -8,8 +8,8 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+
+from tests.closing import Closing
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -39,7 +39,7 @@ class Reply:
         return None if found is None else int(found[1])
 
 
-class Http2:
+class Http2(Closing):
     """One connection; each call is a stream that the caller numbers (odd, ascending).
 
     Args:
@@ -87,14 +87,6 @@ class Http2:
     def close(self) -> None:
         """Hangs up."""
         self.socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _frame(self) -> tuple[int, int, bytes] | None:
         head = self._exactly(HEADER_BYTES)

@@ -102,11 +102,7 @@ def fuzz(holder: str, *, examples: int) -> Counter[int]:
             has_input = bool(operation.body or list(operation.iter_parameters()))
             modes = list(GenerationMode) if has_input else [GenerationMode.POSITIVE]
             # The tenants under fuzz are to outlast the operation that deletes them.
-            may_aim = operation.definition.raw["operationId"] not in (
-                "deleteTenant",
-                "revokeKey",
-                "rotateKey",
-            )
+            may_aim = operation.definition.raw["operationId"] not in ENDING
             for mode in modes:
 
                 @settings(

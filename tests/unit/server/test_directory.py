@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,25 +12,6 @@ from recollect_server.application import record_cache
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.tenants import Tenant
 from tests.unit.server.shaky_registry import AUDIT, PATIENCE_S, World, until
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    """With tenant "one", and no watcher: the tests poll by `refresh`."""
-    made = World()
-    await made.registry.open()
-    await made.tenant()
-    await made.directory.refresh()
-    yield made
-    await made.directory.stop()
-
-
-@pytest.fixture
-async def watched(world: World) -> World:
-    """The same, with the watcher at work."""
-    await world.directory.start()
-    return world
-
 
 # ---- what needs no I/O ----
 

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.tenants import Tenant
 from tests.unit.server.shaky_registry import World, until
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    """With tenant "one", and no watcher: the tests poll by `refresh`."""
-    made = World()
-    await made.registry.open()
-    await made.tenant()
-    await made.directory.refresh()
-    yield made
-    await made.directory.stop()
-
-
-@pytest.fixture
-async def watched(world: World) -> World:
-    """The same, with the watcher at work."""
-    await world.directory.start()
-    return world
 
 
 async def refuses(world: World, name: str) -> None:

@@ -22,22 +22,10 @@ from recollect_server.observability.access_log import LoggingTelemetry
 from recollect_server.observability.fan_out import Telemetries
 from recollect_server.observability.logs import JsonLines, Text, configure_logging
 from recollect_server.observability.redaction import TEXT_LENGTH_MAX, redacted
+from tests.call_records import CALL as ANSWERED
 
-CALL = CallRecord(
-    method="Attend",
-    transport="grpc",
-    tenant="acme",
-    key_id="0123456789abcdef",
-    status="NOT_FOUND",
-    reason="NAMESPACE_NOT_FOUND",
-    error_id="",
-    request_id="r-1",
-    source="127.0.0.1",
-    traceparent="",
-    started_ns=1,
-    total_s=0.0041234,
-    waited_s=0.001,
-    worked_s=None,
+CALL = dataclasses.replace(
+    ANSWERED, status="NOT_FOUND", reason="NAMESPACE_NOT_FOUND", total_s=0.0041234, worked_s=None
 )
 FAILED = dataclasses.replace(CALL, status="INTERNAL", reason="INTERNAL", error_id="e-9")
 

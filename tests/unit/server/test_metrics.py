@@ -8,28 +8,10 @@ from collections.abc import Mapping, Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from recollect_server.domain.telemetry import CallRecord, Telemetry
+from recollect_server.domain.telemetry import Telemetry
 from recollect_server.observability.metrics import REASONS_MAX, PrometheusTelemetry
 from recollect_server.observability.state import DeviceState, TenantState
-
-CALL = CallRecord(
-    method="Attend",
-    transport="grpc",
-    tenant="acme",
-    key_id="0123456789abcdef",
-    status="OK",
-    reason="",
-    error_id="",
-    request_id="r-1",
-    source="127.0.0.1",
-    traceparent="",
-    started_ns=1,
-    total_s=0.004,
-    waited_s=0.001,
-    worked_s=0.002,
-    request_bytes=100,
-    response_bytes=50,
-)
+from tests.call_records import CALL
 
 
 class Server:

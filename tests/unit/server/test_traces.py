@@ -12,20 +12,13 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from recollect_server.domain.telemetry import CallRecord
 from recollect_server.observability.traces import SPANS_QUEUED_MAX, TracingTelemetry
+from tests.call_records import CALL as ANSWERED
 
 TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 STARTED_NS = 1_700_000_000_000_000_000
 
-CALL = CallRecord(
-    method="Attend",
-    transport="grpc",
-    tenant="acme",
-    key_id="0123456789abcdef",
-    status="OK",
-    reason="",
-    error_id="",
-    request_id="r-1",
-    source="127.0.0.1",
+CALL = dataclasses.replace(
+    ANSWERED,
     traceparent=f"00-{TRACE}-{CLIENT_SPAN}-01",
     started_ns=STARTED_NS,
     total_s=0.010,

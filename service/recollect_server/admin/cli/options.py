@@ -98,5 +98,5 @@ def speaks(command: Callable[Concatenate[Api, P], None]) -> Callable[..., None]:
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *_OPTIONS.values())]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {each.name: each.annotation for each in parameters}
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # as inspect says
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect, and so typer, reads it
     return run

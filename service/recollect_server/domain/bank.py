@@ -7,7 +7,7 @@ import numpy as np
 from recollect_server.domain.arrays import DenseArray, Float32, Int64
 from recollect_server.domain.errors import StaleEntryError
 from recollect_server.domain.eviction import Selector, condemned, is_prefix
-from recollect_server.domain.ports import Attention, Hits, Store
+from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Ring
 from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.domain.steps import Steps
@@ -59,13 +59,20 @@ class Bank:
         self._usage.change(entries=self.ring.count - before)
         return evicted
 
-    def search(self, queries: DenseArray, top_k: int) -> Steps[Hits]:
-        """The top_k entries of queries [Hq, T, Dk]."""
-        return self._store.search(queries, self.ring.segments(), top_k)
+    @property
+    def index_state(self) -> IndexState:
+        """What answers reads now. Safe to ask from any thread."""
+        return self._store.index_state
 
-    def attend(self, queries: DenseArray, top_k: int, *, scale: float) -> Steps[Attention]:
-        """Attention of queries [Hq, T, Dk] over their top_k entries."""
-        return self._store.attend(queries, self.ring.segments(), top_k, scale=scale)
+    def search(self, queries: DenseArray, top_k: int, *, exact: bool = False) -> Steps[Hits]:
+        """The top_k entries of queries [Hq, T, Dk]; `exact`: whatever index the namespace has."""
+        return self._store.search(queries, self.ring.segments(), top_k, exact=exact)
+
+    def attend(
+        self, queries: DenseArray, top_k: int, *, scale: float, exact: bool = False
+    ) -> Steps[Attention]:
+        """Attention of queries [Hq, T, Dk] over their top_k entries; `exact` as in `search`."""
+        return self._store.attend(queries, self.ring.segments(), top_k, scale=scale, exact=exact)
 
     def attend_backward(
         self,

@@ -41,6 +41,27 @@ class Attention:
     slots: Int64
 
 
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """What answers the reads of a bank, and how well.
+
+    Attributes:
+        index: "exact" or "ivf".
+        lists: Of the inverted file; 0 if there is none.
+        probes: Lists that a query looks into; 0 if there is none.
+        recall: Of queries sampled lately, against exact search; None before any.
+        sampled: Queries compared since the bank was made.
+        reason: Why exact search answers where the namespace asks for an inverted file; "" otherwise.
+    """
+
+    index: str = "exact"
+    lists: int = 0
+    probes: int = 0
+    recall: float | None = None
+    sampled: int = 0
+    reason: str = ""
+
+
 class Store(Protocol):
     """Keys and values of one bank, on one device. Slots are the `Ring`'s; a store knows no ids.
 
@@ -64,14 +85,24 @@ class Store(Protocol):
         """Zeroes and releases the buffers."""
         ...
 
-    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Steps[Hits]:
-        """The top_k live entries of queries [Hq, T, Dk] by inner product."""
+    @property
+    def index_state(self) -> IndexState:
+        """What answers reads now. Safe to ask from any thread."""
+        ...
+
+    def search(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
+    ) -> Steps[Hits]:
+        """The top_k live entries of queries [Hq, T, Dk] by inner product.
+
+        `exact` wants them all, whatever index the namespace has.
+        """
         ...
 
     def attend(
-        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float, exact: bool = False
     ) -> Steps[Attention]:
-        """softmax(scale * q.k) v over the top_k live entries."""
+        """softmax(scale * q.k) v over the top_k live entries; `exact` as in `search`."""
         ...
 
     def attend_backward(

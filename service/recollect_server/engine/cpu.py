@@ -9,7 +9,7 @@ import numpy as np
 
 from recollect_server.domain import work
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64, Raw, to_float32
-from recollect_server.domain.ports import Attention, Hits
+from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
@@ -82,7 +82,14 @@ class CpuStore:
         self._keys = _zeros(self._spec, 0, self._spec.key_dim)
         self._values = _zeros(self._spec, 0, self._spec.value_dim)
 
-    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Steps[Hits]:
+    @property
+    def index_state(self) -> IndexState:
+        """See `Store.index_state`."""
+        return IndexState()
+
+    def search(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
+    ) -> Steps[Hits]:
         """See `Store.search`."""
         q = queries.float32()  # [Hq, T, Dk]
         query_heads, tokens, key_dim = q.shape
@@ -99,7 +106,7 @@ class CpuStore:
         return Hits(scores=scores.reshape(shape), slots=slots.reshape(shape))
 
     def attend(
-        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float, exact: bool = False
     ) -> Steps[Attention]:
         """See `Store.attend`."""
         hits = yield from self.search(queries, live, top_k)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
-from recollect_server.domain.ports import Attention, Hits
+from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
@@ -94,13 +94,20 @@ class TorchStore:
         self._keys = self._zeros(0, self._spec.key_dim)
         self._values = self._zeros(0, self._spec.value_dim)
 
-    def search(self, queries: DenseArray, live: Sequence[slice], top_k: int) -> Steps[Hits]:
+    @property
+    def index_state(self) -> IndexState:
+        """See `Store.index_state`."""
+        return IndexState()
+
+    def search(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
+    ) -> Steps[Hits]:
         """See `Store.search`."""
         scores, slots = yield from self._search(self._upload(queries), live, top_k)
         return Hits(scores=scores.cpu().numpy(), slots=slots.cpu().numpy())
 
     def attend(
-        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float, exact: bool = False
     ) -> Steps[Attention]:
         """See `Store.attend`."""
         scores, slots = yield from self._search(self._upload(queries), live, top_k)  # [Hq, T, K]

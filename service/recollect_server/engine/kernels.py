@@ -1,0 +1,386 @@
+"""The compiled kernels (`native/`), with arrays in place of pointers. Each call releases the interpreter's lock."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect_server.domain.arrays import Float32, Int64, Raw
+from recollect_server.domain.spec import Dtype
+
+log = logging.getLogger(__name__)
+
+LIBRARY = Path(__file__).with_name("_native.so")
+
+Int32 = NDArray[np.int32]
+
+DTYPES = {Dtype.FLOAT32: 0, Dtype.FLOAT16: 1, Dtype.BFLOAT16: 2}
+
+ROOM_FACTOR, ROOM_MORE = 2, 32
+"""Candidates of a query before all but the best are let go: twice top_k and some."""
+
+
+class _Best(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("scores", "slots", "counts", "thresholds")),
+        ("queries", c_int64),
+        ("room", c_int32),
+        ("top_k", c_int32),
+    )
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("queries", "keys", "bias")),
+        *((name, c_int64) for name in ("query_stride", "key_stride", "begin", "end")),
+        *((name, c_int32) for name in ("heads", "dim", "query_dtype", "key_dtype")),
+    )
+
+
+class _Attend(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("scores", "slots", "values")),
+        ("value_stride", c_int64),
+        *((name, c_void_p) for name in ("output", "lse")),
+        *((name, c_int64) for name in ("output_stride", "lse_stride", "hits_stride", "queries")),
+        *((name, c_int32) for name in ("heads", "top_k", "dim", "dtype")),
+        ("scale", c_float),
+    )
+
+
+class _Backward(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("queries", "grad_output", "grad_lse", "slots", "keys", "values")),
+        *((name, c_int64) for name in ("key_stride", "value_stride")),
+        ("gradient", c_void_p),
+        ("queries_per_head", c_int64),
+        *((name, c_int32) for name in ("heads", "top_k", "key_dim", "value_dim", "dtype")),
+        ("scale", c_float),
+    )
+
+
+class _Probe(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("lists", "queries", "keys", "offsets", "askers")),
+        ("live", c_int64 * 4),
+        *((name, c_int32) for name in ("first_list", "last_list", "dim", "dtype")),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(LIBRARY))
+    pointers, counts = (c_void_p,), (c_int64,)
+    for name, arguments in {
+        "rc_scan": 2 * pointers,
+        "rc_finish": 3 * pointers,
+        "rc_attend": pointers,
+        "rc_attend_backward": pointers,
+        "rc_gather": (*2 * pointers, *2 * counts, *pointers),
+        "rc_accumulate": (*2 * pointers, c_int64, c_int32, *2 * pointers),
+        "rc_lists_free": pointers,
+        "rc_lists_put": (*pointers, *2 * counts, *pointers),
+        "rc_lists_sizes": 2 * pointers,
+        "rc_lists_of": 2 * pointers,
+        "rc_probe": 2 * pointers,
+        "rc_invert": (c_void_p, c_int64, c_int32, c_int32, *2 * pointers),
+        "rc_set_threads": (c_int32,),
+    }.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    library.rc_lists_new.argtypes, library.rc_lists_new.restype = (c_int32, c_int64), c_void_p
+    library.rc_lists_bytes.argtypes, library.rc_lists_bytes.restype = pointers, c_int64
+    library.rc_isa.argtypes, library.rc_isa.restype = (), c_char_p
+    return library
+
+
+@cache
+def available() -> bool:
+    """Whether the package was built with its kernels, and they load here."""
+    try:
+        _library()
+    except OSError as error:
+        log.warning("the compiled kernels cannot be used (%s): searching with FAISS, which is slower", error)
+        return False
+    return True
+
+
+def instruction_set() -> str:
+    """Which of the compiled variants runs here: "avx512", "avx2" or "generic"."""
+    name: bytes = _library().rc_isa()
+    return name.decode()
+
+
+def use_threads(threads: int) -> None:
+    """How many threads one call may use."""
+    _library().rc_set_threads(threads)
+
+
+class Best:
+    """The best slots so far of `queries` queries."""
+
+    __slots__ = ("_counts", "_scores", "_slots", "_struct", "_thresholds", "queries", "top_k")
+
+    def __init__(self, queries: int, top_k: int) -> None:
+        room = ROOM_FACTOR * top_k + ROOM_MORE
+        self.queries, self.top_k = queries, top_k
+        self._scores = np.empty((queries, room), dtype=np.float32)
+        self._slots = np.empty((queries, room), dtype=np.int32)
+        self._counts = np.zeros(queries, dtype=np.int32)
+        self._thresholds = np.full(queries, -np.inf, dtype=np.float32)
+        arrays = (self._scores, self._slots, self._counts, self._thresholds)
+        self._struct = _Best(*map(_address, arrays), queries, room, top_k)
+
+    @property
+    def reference(self) -> object:
+        """For a call of the library."""
+        return ctypes.byref(self._struct)
+
+    def ordered(self) -> tuple[Float32, Int64]:
+        """Scores float32 [N, K], descending, -inf where there are fewer; slots int64 [N, K], -1 there."""
+        scores = np.empty((self.queries, self.top_k), dtype=np.float32)
+        slots = np.empty((self.queries, self.top_k), dtype=np.int64)
+        _library().rc_finish(self.reference, _address(scores), _address(slots))
+        return scores, slots
+
+
+def scan(
+    best: Best,
+    queries: Raw,
+    keys: Raw,
+    *,
+    query_dtype: Dtype,
+    key_dtype: Dtype,
+    rows: slice,
+    bias: Float32 | None = None,
+) -> None:
+    """Takes the best of some rows into `best`.
+
+    Args:
+        best: Of heads x n queries.
+        queries: [heads, n, D].
+        keys: [heads, slots, D].
+        query_dtype: What the bits of queries mean.
+        key_dtype: What the bits of keys mean.
+        rows: Which slots, of all heads.
+        bias: [slots], added to each product.
+    """
+    heads, _, dim = queries.shape
+    bound = _Scan(
+        _address(queries),
+        _address(keys),
+        None if bias is None else _address(bias),
+        _stride(queries),
+        _stride(keys),
+        rows.start,
+        rows.stop,
+        heads,
+        dim,
+        DTYPES[query_dtype],
+        DTYPES[key_dtype],
+    )
+    _library().rc_scan(ctypes.byref(bound), best.reference)
+
+
+def attend(
+    scores: Float32, slots: Int64, values: Raw, *, dtype: Dtype, scale: float, output: Float32, lse: Float32
+) -> None:
+    """softmax(scale * scores) v.
+
+    Args:
+        scores: [heads, n, K], contiguous.
+        slots: [heads, n, K], contiguous; -1 for none.
+        values: [heads, slots, Dv].
+        dtype: What the bits of values mean.
+        scale: Of the scores.
+        output: [heads, n, Dv], to be filled: 0 where there is no entry.
+        lse: [heads, n], to be filled: -inf where there is no entry.
+    """
+    heads, queries, top_k = scores.shape
+    bound = _Attend(
+        _address(scores),
+        _address(slots),
+        _address(values),
+        _stride(values),
+        _address(output),
+        _address(lse),
+        _stride(output),
+        _stride(lse),
+        _stride(scores),
+        queries,
+        heads,
+        top_k,
+        values.shape[2],
+        DTYPES[dtype],
+        scale,
+    )
+    _library().rc_attend(ctypes.byref(bound))
+
+
+def attend_backward(
+    queries: Float32,
+    slots: Int64,
+    keys: Raw,
+    values: Raw,
+    *,
+    dtype: Dtype,
+    scale: float,
+    grad_output: Float32,
+    grad_lse: Float32 | None,
+) -> Float32:
+    """ds_i = p_i (go.v_i - go.o + glse); dq = scale sum_i ds_i k_i. All arguments are contiguous.
+
+    Args:
+        queries: [heads, n, Dk].
+        slots: [heads, n, K]; -1 for none.
+        keys: [heads, slots, Dk], contiguous within a head.
+        values: [heads, slots, Dv], contiguous within a head.
+        dtype: What the bits of keys and values mean.
+        scale: Of the forward call.
+        grad_output: [heads, n, Dv].
+        grad_lse: [heads, n], or None for zero.
+
+    Returns:
+        [heads, n, Dk].
+    """
+    heads, count, key_dim = queries.shape
+    gradient = np.empty(queries.shape, dtype=np.float32)
+    bound = _Backward(
+        _address(queries),
+        _address(grad_output),
+        None if grad_lse is None else _address(grad_lse),
+        _address(slots),
+        _address(keys),
+        _address(values),
+        _stride(keys),
+        _stride(values),
+        _address(gradient),
+        count,
+        heads,
+        slots.shape[2],
+        key_dim,
+        values.shape[2],
+        DTYPES[dtype],
+        scale,
+    )
+    _library().rc_attend_backward(ctypes.byref(bound))
+    return gradient
+
+
+def gather(rows: Raw, slots: Int64, into: Raw) -> None:
+    """Copies rows [slots, D] at `slots` [...], contiguous, to `into` [..., D], contiguous; 0 for -1."""
+    _library().rc_gather(
+        _address(rows), _address(slots), slots.size, rows.shape[1] * rows.itemsize, _address(into)
+    )
+
+
+def accumulate(rows: Float32, assigned: Int64, sums: NDArray[np.float64], counts: Int64) -> None:
+    """Adds rows [n, D] to sums [L, D] of the lists that they are assigned to, and counts them in counts [L]."""
+    _library().rc_accumulate(
+        _address(rows), _address(assigned), len(rows), rows.shape[1], _address(sums), _address(counts)
+    )
+
+
+class Lists:
+    """Inverted lists: which slots belong to which centroid.
+
+    Args:
+        lists: How many.
+        slots: Of the buffer.
+    """
+
+    __slots__ = ("_handle", "count", "slots")
+
+    def __init__(self, lists: int, slots: int) -> None:
+        self.count, self.slots = lists, slots
+        self._handle: int | None = _library().rc_lists_new(lists, slots)
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            _library().rc_lists_free(self._handle)
+            self._handle = None
+
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        size: int = _library().rc_lists_bytes(self._handle)
+        return size
+
+    def put(self, first_slot: int, assigned: Int64) -> None:
+        """Puts slots from `first_slot` on into lists `assigned` [n], out of those they were in; -1: into none."""
+        _library().rc_lists_put(self._handle, first_slot, assigned.size, _address(assigned))
+
+    def sizes(self) -> Int32:
+        """Slots in each list."""
+        sizes = np.empty(self.count, dtype=np.int32)
+        _library().rc_lists_sizes(self._handle, _address(sizes))
+        return sizes
+
+    def of_slots(self) -> Int32:
+        """The list of each slot; -1 for none."""
+        of_slot = np.empty(self.slots, dtype=np.int32)
+        _library().rc_lists_of(self._handle, _address(of_slot))
+        return of_slot
+
+    def probe(
+        self,
+        best: Best,
+        queries: Float32,
+        keys: Raw,
+        *,
+        dtype: Dtype,
+        live: Sequence[slice],
+        plan: tuple[Int64, Int32],
+        lists: slice,
+    ) -> None:
+        """Takes the best entries of some lists into `best`, for the queries that ask these lists.
+
+        Args:
+            best: Of N queries.
+            queries: [N, D], contiguous.
+            keys: [slots, D] of one head.
+            dtype: What the bits of keys mean.
+            live: At most two slices of slots; what is in none of them is left out.
+            plan: Of `inverted`.
+            lists: Which.
+        """
+        bounds = [bound for part in live for bound in (part.start, part.stop)]
+        bound = _Probe(
+            self._handle,
+            _address(queries),
+            _address(keys),
+            _address(plan[0]),
+            _address(plan[1]),
+            (c_int64 * 4)(*bounds),
+            lists.start,
+            lists.stop,
+            queries.shape[1],
+            DTYPES[dtype],
+        )
+        _library().rc_probe(ctypes.byref(bound), best.reference)
+
+
+def inverted(probes: Int64, lists: int) -> tuple[Int64, Int32]:
+    """Of probes [N, P] (lists that each query asks; -1 for none): offsets [L + 1] into the queries that ask, by list."""
+    offsets = np.empty(lists + 1, dtype=np.int64)
+    askers = np.empty(probes.size, dtype=np.int32)
+    queries, width = probes.shape
+    _library().rc_invert(_address(probes), queries, width, lists, _address(offsets), _address(askers))
+    return offsets, askers
+
+
+def _address(array: NDArray[np.generic]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _stride(array: NDArray[np.generic]) -> int:
+    """Elements from a head to the next one."""
+    return array.strides[0] // array.itemsize

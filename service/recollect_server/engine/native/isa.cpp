@@ -1,0 +1,460 @@
+// Search and attention for one instruction set (RC_ISA names it).
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "isa.h"
+#include "simd.h"
+
+namespace RC_ISA {
+
+constexpr int NR = 2 * W;               // keys of a panel: two vectors of products for each query
+constexpr int64_t BLOCK_FLOATS = 65536;  // of packed keys: they stay in the second-level cache
+constexpr int SCALAR_QUERIES = 3;       // so few are multiplied with keys as they lie, without packing
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+// ---- candidates ----
+
+static inline void push(const RcBest& best, int64_t query, float score, int32_t slot) {
+    int32_t& count = best.counts[query];
+    best.scores[query * best.room + count] = score;
+    best.slots[query * best.room + count] = slot;
+    if (++count == best.room) keep_best(best, query);
+}
+
+// ---- which rows are multiplied: neighbours in the buffer, or those of a list ----
+
+template <class Type>
+struct Range {
+    using Element = typename Type::Element;
+    const Element* keys;
+    int64_t begin, count;
+    int dim;
+    int64_t size() const { return count; }
+    int32_t slot(int64_t i) const { return static_cast<int32_t>(begin + i); }
+    const Element* row(int64_t i) const { return keys + (begin + i) * dim; }
+    void prefetch(int64_t) const {}  // the processor sees it coming
+};
+
+template <class Type>
+struct Listed {
+    using Element = typename Type::Element;
+    const Element* keys;
+    const int32_t* slots;
+    int64_t count;
+    int dim;
+    int64_t size() const { return count; }
+    int32_t slot(int64_t i) const { return slots[i]; }
+    const Element* row(int64_t i) const { return keys + static_cast<int64_t>(slots[i]) * dim; }
+    void prefetch(int64_t i) const {
+        if (i >= count) return;
+        const char* at = reinterpret_cast<const char*>(row(i));
+        const int64_t bytes = std::min<int64_t>(dim * sizeof(Element), 512);
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+    }
+};
+
+struct All {
+    bool operator()(int32_t) const { return true; }
+};
+
+struct Live {
+    const int64_t* live;
+    bool operator()(int32_t slot) const {
+        return (slot >= live[0] && slot < live[1]) || (slot >= live[2] && slot < live[3]);
+    }
+};
+
+// ---- few queries: rows as they lie ----
+
+template <class Type, int Q, class Rows, class Filter>
+static void few(const Rows& rows, const float* const* queries, const int64_t* ids, int dim, const float* bias,
+                const RcBest& best, const Filter& wanted) {
+    constexpr int R = 4;
+    const int64_t n = rows.size();
+    for (int64_t i = 0; i < n; i += R) {
+        const typename Type::Element* row[R];
+        for (int r = 0; r < R; ++r) {
+            row[r] = rows.row(std::min(i + r, n - 1));
+            rows.prefetch(i + r + 3 * R);
+        }
+        Vec total[R][Q];
+        for (int r = 0; r < R; ++r)
+            for (int q = 0; q < Q; ++q) total[r][q] = zero();
+        int d = 0;
+        for (; d + W <= dim; d += W) {
+            Vec x[Q];
+            for (int q = 0; q < Q; ++q) x[q] = load(queries[q] + d);
+            for (int r = 0; r < R; ++r) {
+                const Vec key = Type::vector(row[r] + d);
+                for (int q = 0; q < Q; ++q) total[r][q] = fma(key, x[q], total[r][q]);
+            }
+        }
+        for (int r = 0; r < R && i + r < n; ++r) {
+            for (int q = 0; q < Q; ++q) {
+                float score = sum(total[r][q]);
+                for (int e = d; e < dim; ++e) score += queries[q][e] * Type::scalar(row[r][e]);
+                const int32_t slot = rows.slot(i + r);
+                if (bias) score += bias[slot];
+                if (score > best.thresholds[ids[q]] && wanted(slot)) push(best, ids[q], score, slot);
+            }
+        }
+    }
+}
+
+// ---- many queries: panels of NR keys, turned so that a vector holds one element of W keys ----
+
+#if defined(__AVX512F__)
+static inline void transpose(Vec* r) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 8; ++i) {
+        a[2 * i] = _mm512_castps_si512(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]));
+        a[2 * i + 1] = _mm512_castps_si512(_mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512i lo = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88), hi = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
+        const __m512i lo2 = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88),
+                      hi2 = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
+        r[i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(lo, lo2, 0x88));
+        r[i + 8] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(lo, lo2, 0xdd));
+        r[i + 4] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(hi, hi2, 0x88));
+        r[i + 12] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(hi, hi2, 0xdd));
+    }
+}
+#elif defined(__AVX2__)
+static inline void transpose(Vec* r) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+        b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
+        b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+        b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
+#else
+static inline void transpose(Vec* r) {
+    Vec t[W];
+    for (int i = 0; i < W; ++i)
+        for (int j = 0; j < W; ++j) t[j][i] = r[i][j];
+    for (int i = 0; i < W; ++i) r[i] = t[i];
+}
+#endif
+
+// Rows first .. first + NR to panel [dim][NR]; beyond the end the last row again.
+template <class Type, class Rows>
+static void pack(const Rows& rows, int64_t first, int dim, float* panel) {
+    const int64_t last = rows.size() - 1;
+    for (int half = 0; half < NR; half += W) {
+        const typename Type::Element* row[W];
+        for (int r = 0; r < W; ++r) {
+            row[r] = rows.row(std::min(first + half + r, last));
+            rows.prefetch(first + half + r + NR);
+        }
+        int d = 0;
+        for (; d + W <= dim; d += W) {
+            Vec v[W];
+            for (int r = 0; r < W; ++r) v[r] = Type::vector(row[r] + d);
+            transpose(v);
+            for (int r = 0; r < W; ++r) store(panel + (d + r) * NR + half, v[r]);
+        }
+        for (; d < dim; ++d)
+            for (int r = 0; r < W; ++r) panel[d * NR + half + r] = Type::scalar(row[r][d]);
+    }
+}
+
+// Products of M queries with a panel, and the candidates among them.
+template <int M, class Rows, class Filter>
+static inline void multiply(const float* const* queries, const int64_t* ids, const float* panel, int dim,
+                            const Rows& rows, int64_t first, const float* bias, const RcBest& best,
+                            const Filter& wanted) {
+    Vec low[M], high[M];
+    for (int m = 0; m < M; ++m) low[m] = high[m] = zero();
+    const float* q[M];
+    for (int m = 0; m < M; ++m) q[m] = queries[m];
+    for (int d = 0; d < dim; ++d) {
+        const Vec a = load(panel + d * NR), b = load(panel + d * NR + W);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const Vec x = broadcast(q[m][d]);
+            low[m] = fma(x, a, low[m]);
+            high[m] = fma(x, b, high[m]);
+        }
+    }
+    const int64_t left = rows.size() - first;
+    const uint64_t there = left >= NR ? ~0ull : (1ull << left) - 1;
+    Vec bias_low = zero(), bias_high = zero();
+    if (bias) {
+        float lanes[NR];
+        for (int r = 0; r < NR; ++r) lanes[r] = bias[rows.slot(std::min(first + r, rows.size() - 1))];
+        bias_low = load(lanes), bias_high = load(lanes + W);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        if (bias) low[m] = add(low[m], bias_low), high[m] = add(high[m], bias_high);
+        const Vec threshold = broadcast(best.thresholds[ids[m]]);
+        uint64_t found = (above(low[m], threshold) | static_cast<uint64_t>(above(high[m], threshold)) << W) & there;
+        if (__builtin_expect(found != 0, 0)) {
+            float lanes[NR];
+            store(lanes, low[m]), store(lanes + W, high[m]);
+            for (; found; found &= found - 1) {
+                const int r = __builtin_ctzll(found);
+                const int32_t slot = rows.slot(first + r);
+                if (lanes[r] > best.thresholds[ids[m]] && wanted(slot)) push(best, ids[m], lanes[r], slot);
+            }
+        }
+    }
+}
+
+template <class Rows, class Filter>
+static void multiply_some(int queries_left, const float* const* queries, const int64_t* ids, const float* panel,
+                          int dim, const Rows& rows, int64_t first, const float* bias, const RcBest& best,
+                          const Filter& wanted) {
+    switch (queries_left) {
+        case 1: return multiply<1>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+        case 2: return multiply<2>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+        case 3: return multiply<3>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+        case 4: return multiply<4>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+        case 5: return multiply<5>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+        case 6: return multiply<6>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+        case 7: return multiply<7>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+        default: return multiply<MR>(queries, ids, panel, dim, rows, first, bias, best, wanted);
+    }
+}
+
+static float* scratch(std::vector<float>& buffer, int64_t floats) {
+    if (static_cast<int64_t>(buffer.size()) < floats + 16) buffer.resize(floats + 16);
+    // To a line of the cache.
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) & ~uintptr_t{63});
+}
+
+template <class Type, class Rows, class Filter>
+static void many(const Rows& rows, const float* const* queries, const int64_t* ids, int64_t n, int dim,
+                 const float* bias, const RcBest& best, const Filter& wanted) {
+    static thread_local std::vector<float> buffer;
+    const int64_t block = std::max<int64_t>(1, BLOCK_FLOATS / (static_cast<int64_t>(dim) * NR)) * NR;
+    float* packed = scratch(buffer, std::min(block, (rows.size() + NR - 1) / NR * NR) * dim);
+    for (int64_t start = 0; start < rows.size(); start += block) {
+        const int64_t stop = std::min(start + block, rows.size());
+        for (int64_t p = start; p < stop; p += NR) pack<Type>(rows, p, dim, packed + (p - start) * dim);
+        for (int64_t q = 0; q < n; q += MR) {
+            const int some = static_cast<int>(std::min<int64_t>(MR, n - q));
+            for (int64_t p = start; p < stop; p += NR)
+                multiply_some(some, queries + q, ids + q, packed + (p - start) * dim, dim, rows, p, bias, best,
+                              wanted);
+        }
+    }
+}
+
+template <class Type, class Rows, class Filter>
+static void take(const Rows& rows, const float* const* queries, const int64_t* ids, int64_t n, int dim,
+                 const float* bias, const RcBest& best, const Filter& wanted) {
+    if (rows.size() <= 0) return;
+    switch (n) {
+        case 0: return;
+        case 1: return few<Type, 1>(rows, queries, ids, dim, bias, best, wanted);
+        case 2: return few<Type, 2>(rows, queries, ids, dim, bias, best, wanted);
+        case SCALAR_QUERIES: return few<Type, 3>(rows, queries, ids, dim, bias, best, wanted);
+        default: return many<Type>(rows, queries, ids, n, dim, bias, best, wanted);
+    }
+}
+
+// ---- queries as float32 ----
+
+static const float* widened(const void* queries, int32_t dtype, int64_t offset, int64_t count,
+                            std::vector<float>& buffer) {
+    if (dtype == RC_FLOAT32) return static_cast<const float*>(queries) + offset;
+    float* to = scratch(buffer, count);
+    const uint16_t* from = static_cast<const uint16_t*>(queries) + offset;
+    if (dtype == RC_FLOAT16) widen<Float16>(from, static_cast<int>(count), to);
+    else widen<Bfloat16>(from, static_cast<int>(count), to);
+    return to;
+}
+
+static void scan(const RcScan& s, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
+                 int64_t end) {
+    static thread_local std::vector<float> buffer;
+    static thread_local std::vector<const float*> pointers;
+    static thread_local std::vector<int64_t> ids;
+    const int64_t n = last - first, per_head = best.queries / s.heads;
+    const float* rows = widened(s.queries, s.query_dtype, head * s.query_stride + first * s.dim, n * s.dim, buffer);
+    pointers.resize(n), ids.resize(n);
+    for (int64_t i = 0; i < n; ++i) pointers[i] = rows + i * s.dim, ids[i] = head * per_head + first + i;
+    const auto with = [&](auto type) {
+        using Type = decltype(type);
+        const auto* keys = static_cast<const typename Type::Element*>(s.keys) + head * s.key_stride;
+        take<Type>(Range<Type>{keys, begin, end - begin, s.dim}, pointers.data(), ids.data(), n, s.dim, s.bias,
+                   best, All{});
+    };
+    if (s.key_dtype == RC_FLOAT32) with(Float32{});
+    else if (s.key_dtype == RC_FLOAT16) with(Float16{});
+    else with(Bfloat16{});
+}
+
+static void probe(const RcProbe& p, const RcBest& best, int32_t first_list, int32_t last_list) {
+    static thread_local std::vector<const float*> pointers;
+    static thread_local std::vector<int64_t> ids;
+    const Live wanted{p.live};
+    for (int32_t l = first_list; l < last_list; ++l) {
+        const int64_t n = p.offsets[l + 1] - p.offsets[l];
+        const RcLists::List& list = p.lists->lists[l];
+        if (!n || !list.size()) continue;
+        pointers.resize(n), ids.resize(n);
+        for (int64_t i = 0; i < n; ++i) {
+            ids[i] = p.askers[p.offsets[l] + i];
+            pointers[i] = p.queries + ids[i] * p.dim;
+        }
+        const auto with = [&](auto type) {
+            using Type = decltype(type);
+            const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+            take<Type>(Listed<Type>{keys, list.data(), list.size(), p.dim}, pointers.data(), ids.data(), n, p.dim,
+                       nullptr, best, wanted);
+        };
+        if (p.dtype == RC_FLOAT32) with(Float32{});
+        else if (p.dtype == RC_FLOAT16) with(Float16{});
+        else with(Bfloat16{});
+    }
+}
+
+// ---- attention ----
+
+// exp(x) for x <= 0, to within two units in the last place; without a branch, so that it is vectorized.
+static inline float exp_of(float x) {
+    x = std::max(x, -87.0f);
+    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float y = 1.98756915e-4f;
+    y = y * f + 1.39819995e-3f;
+    y = y * f + 8.33345196e-3f;
+    y = y * f + 4.16657963e-2f;
+    y = y * f + 1.66666654e-1f;
+    y = y * f + 5.00000012e-1f;
+    y = y * f * f + f + 1.0f;
+    int32_t bits;
+    std::memcpy(&bits, &y, 4);
+    bits += static_cast<int32_t>(n) * (1 << 23);
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+// Softmax of scores in place, 0 where slot is -1; returns the log-sum-exp, -inf where there is none.
+static float softmax(float* scores, const int64_t* slots, int k) {
+    float top = -INF;
+    for (int i = 0; i < k; ++i)
+        if (slots[i] >= 0) top = std::max(top, scores[i]);
+    if (top == -INF) {
+        std::fill(scores, scores + k, 0.0f);
+        return -INF;
+    }
+    for (int i = 0; i < k; ++i) scores[i] = exp_of(std::min(scores[i] - top, 0.0f));
+    double total = 0;
+    for (int i = 0; i < k; ++i) {
+        if (slots[i] < 0) scores[i] = 0;
+        total += scores[i];
+    }
+    const float inverse = static_cast<float>(1.0 / total);
+    for (int i = 0; i < k; ++i) scores[i] *= inverse;
+    return top + static_cast<float>(std::log(total));
+}
+
+template <class Element>
+static inline void prefetch_rows(const Element* rows, const int64_t* slots, int k, int dim) {
+    const int64_t bytes = std::min<int64_t>(dim * sizeof(Element), 512);
+    for (int i = 0; i < std::min(k, 64); ++i) {
+        if (slots[i] < 0) continue;
+        const char* at = reinterpret_cast<const char*>(rows + slots[i] * dim);
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+    }
+}
+
+template <class Type>
+static void attend_head(const RcAttend& a, int32_t head, int64_t first, int64_t last) {
+    static thread_local std::vector<float> weights;
+    weights.resize(a.top_k);
+    const auto* values = static_cast<const typename Type::Element*>(a.values) + head * a.value_stride;
+    const int64_t* slots = a.slots + head * a.hits_stride;
+    const float* scores = a.scores + head * a.hits_stride;
+    for (int64_t q = first; q < last; ++q) {
+        const int64_t* s = slots + q * a.top_k;
+        if (q + 1 < last) prefetch_rows(values, s + a.top_k, a.top_k, a.dim);
+        for (int i = 0; i < a.top_k; ++i) weights[i] = a.scale * scores[q * a.top_k + i];
+        a.lse[head * a.lse_stride + q] = softmax(weights.data(), s, a.top_k);
+        float* out = a.output + head * a.output_stride + q * a.dim;
+        std::fill(out, out + a.dim, 0.0f);
+        for (int i = 0; i < a.top_k; ++i)
+            if (s[i] >= 0) add_scaled<Type>(weights[i], values + s[i] * a.dim, a.dim, out);
+    }
+}
+
+static void attend(const RcAttend& a, int32_t head, int64_t first, int64_t last) {
+    if (a.dtype == RC_FLOAT32) attend_head<Float32>(a, head, first, last);
+    else if (a.dtype == RC_FLOAT16) attend_head<Float16>(a, head, first, last);
+    else attend_head<Bfloat16>(a, head, first, last);
+}
+
+template <class Type>
+static void backward_head(const RcBackward& b, int32_t head, int64_t first, int64_t last) {
+    static thread_local std::vector<float> p, dp;
+    p.resize(b.top_k), dp.resize(b.top_k);
+    const auto* keys = static_cast<const typename Type::Element*>(b.keys) + head * b.key_stride;
+    const auto* values = static_cast<const typename Type::Element*>(b.values) + head * b.value_stride;
+    for (int64_t query = first; query < last; ++query) {
+        const int64_t at = head * b.queries_per_head + query;
+        const int64_t* s = b.slots + at * b.top_k;
+        if (query + 1 < last) {
+            prefetch_rows(keys, s + b.top_k, b.top_k, b.key_dim);
+            prefetch_rows(values, s + b.top_k, b.top_k, b.value_dim);
+        }
+        const float *q = b.queries + at * b.key_dim, *go = b.grad_output + at * b.value_dim;
+        for (int i = 0; i < b.top_k; ++i) {
+            p[i] = s[i] < 0 ? -INF : b.scale * dot<Type>(q, keys + s[i] * b.key_dim, b.key_dim);
+            dp[i] = s[i] < 0 ? 0 : dot<Type>(go, values + s[i] * b.value_dim, b.value_dim);
+        }
+        softmax(p.data(), s, b.top_k);
+        double shared = 0;  // go.o
+        for (int i = 0; i < b.top_k; ++i) shared += static_cast<double>(p[i]) * dp[i];
+        if (b.grad_lse) shared -= b.grad_lse[at];
+        float* gradient = b.gradient + at * b.key_dim;
+        std::fill(gradient, gradient + b.key_dim, 0.0f);
+        for (int i = 0; i < b.top_k; ++i)
+            if (s[i] >= 0)
+                add_scaled<Type>(b.scale * p[i] * (dp[i] - static_cast<float>(shared)), keys + s[i] * b.key_dim,
+                                 b.key_dim, gradient);
+    }
+}
+
+static void attend_backward(const RcBackward& b, int32_t head, int64_t first, int64_t last) {
+    if (b.dtype == RC_FLOAT32) backward_head<Float32>(b, head, first, last);
+    else if (b.dtype == RC_FLOAT16) backward_head<Float16>(b, head, first, last);
+    else backward_head<Bfloat16>(b, head, first, last);
+}
+
+static void accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
+                       int64_t* counts) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (assigned[i] < 0) continue;
+        double* to = sums + assigned[i] * dim;
+        for (int d = 0; d < dim; ++d) to[d] += rows[i * dim + d];
+        ++counts[assigned[i]];
+    }
+}
+
+#define RC_STRING(name) #name
+#define RC_NAME(name) RC_STRING(name)
+extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, attend, attend_backward, accumulate};
+
+}  // namespace RC_ISA

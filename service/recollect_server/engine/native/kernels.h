@@ -1,0 +1,118 @@
+// The compiled half of the CPU engine, as C functions that `engine/native.py` calls through ctypes.
+//
+// Words are those of the wire: queries, keys, values, top_k, scores, lse. A slot is a row of a bank's buffer.
+// Nothing here allocates for its caller, keeps a pointer after it returns (lists apart) or throws.
+#pragma once
+#include <cstdint>
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+enum RcDtype : int32_t { RC_FLOAT32 = 0, RC_FLOAT16 = 1, RC_BFLOAT16 = 2 };
+
+// The best rows so far of N queries. `scores` and `slots` hold up to `room` candidates of each, unordered;
+// `counts` says how many, `thresholds` what a further one must exceed.
+struct RcBest {
+    float* scores;      // [N, room]
+    int32_t* slots;     // [N, room]
+    int32_t* counts;    // [N], 0 at first
+    float* thresholds;  // [N], -inf at first
+    int64_t queries;    // N
+    int32_t room;       // >= top_k + 1
+    int32_t top_k;
+};
+
+// Heads x queries against a range of each head's keys.
+struct RcScan {
+    const void* queries;       // [heads, N / heads, dim], contiguous but for its heads
+    const void* keys;          // slot 0 of the first head
+    const float* bias;         // [slots] added to each product, or null; of one head
+    int64_t query_stride;      // elements from a head's queries to the next one's
+    int64_t key_stride;        // elements from a head's keys to the next one's
+    int64_t begin, end;        // slots
+    int32_t heads, dim;
+    int32_t query_dtype, key_dtype;
+};
+
+void rc_scan(const RcScan* scan, const RcBest* best);
+
+// Orders what was found: scores [N, top_k] descending (-inf where there are fewer), slots [N, top_k] (-1 there).
+// Of equal scores the lower slot comes first.
+void rc_finish(const RcBest* best, float* scores, int64_t* slots);
+
+// softmax(scale * scores) v: of heads x N / heads queries, over the slots that a search found.
+struct RcAttend {
+    const float* scores;   // [heads, n, top_k]
+    const int64_t* slots;  // [heads, n, top_k]; -1 for none
+    const void* values;    // slot 0 of the first head
+    int64_t value_stride;  // elements from a head's values to the next one's
+    float* output;         // [heads, n, dim]
+    float* lse;            // [heads, n]
+    int64_t output_stride, lse_stride, hits_stride;  // elements from a head to the next one
+    int64_t queries;       // n
+    int32_t heads, top_k, dim, dtype;
+    float scale;
+};
+
+void rc_attend(const RcAttend* attend);
+
+// ds_i = p_i (go.v_i - go.o + glse); dq = scale sum_i ds_i k_i, over slots [heads, n, top_k].
+struct RcBackward {
+    const float* queries;      // [heads, n, key_dim]
+    const float* grad_output;  // [heads, n, value_dim]
+    const float* grad_lse;     // [heads, n], or null
+    const int64_t* slots;      // [heads, n, top_k]
+    const void *keys, *values;
+    int64_t key_stride, value_stride;
+    float* gradient;           // [heads, n, key_dim]
+    int64_t queries_per_head;  // n, which is also what heads are apart
+    int32_t heads, top_k, key_dim, value_dim, dtype;
+    float scale;
+};
+
+void rc_attend_backward(const RcBackward* backward);
+
+// Copies rows of `row_bytes` at `slots` [n] to `rows` [n, row_bytes]; zeroes for -1.
+void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_bytes, void* rows);
+
+// sums[assigned[i]] += rows[i], counts[assigned[i]] += 1, over n rows; where assigned[i] >= 0.
+void rc_accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
+                   int64_t* counts);
+
+// ---- inverted lists: which slots belong to which centroid ----
+
+struct RcLists;
+
+RcLists* rc_lists_new(int32_t lists, int64_t slots);
+void rc_lists_free(RcLists* lists);
+// Puts slots begin .. begin + n into lists `assigned` [n], each taken out of the one it was in; -1: into none.
+void rc_lists_put(RcLists* lists, int64_t begin, int64_t n, const int64_t* assigned);
+// Bytes held, sizes of the lists [lists], and the list of each slot [slots].
+int64_t rc_lists_bytes(const RcLists* lists);
+void rc_lists_sizes(const RcLists* lists, int32_t* sizes);
+void rc_lists_of(const RcLists* lists, int32_t* of_slot);
+
+// One head's queries against the lists that each of them probes, in order of lists: `offsets` [lists + 1] into
+// `askers` says which queries ask list l. Slots outside of both live ranges are left out.
+struct RcProbe {
+    const RcLists* lists;
+    const float* queries;     // [N, dim]
+    const void* keys;         // slot 0
+    const int64_t* offsets;   // [lists + 1]
+    const int32_t* askers;    // queries, by list
+    int64_t live[4];          // begin, end, begin, end
+    int32_t first_list, last_list;
+    int32_t dim, dtype;
+};
+
+void rc_probe(const RcProbe* probe, const RcBest* best);
+// offsets and askers of probes [N, width] (-1: none).
+void rc_invert(const int64_t* probes, int64_t n, int32_t width, int32_t lists, int64_t* offsets,
+               int32_t* askers);
+
+// ---- the library ----
+
+void rc_set_threads(int32_t threads);
+const char* rc_isa();
+}
+#pragma GCC visibility pop

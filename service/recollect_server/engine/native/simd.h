@@ -1,0 +1,144 @@
+// Vectors of the instruction set that this file is compiled for: AVX-512, AVX2, or whatever the compiler makes of it.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include "kernels.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace RC_ISA {
+
+#if defined(__AVX512F__)
+
+constexpr int W = 16, MR = 8;
+using Vec = __m512;
+static inline Vec zero() { return _mm512_setzero_ps(); }
+static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
+static inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+static inline uint32_t above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline float sum(Vec a) { return _mm512_reduce_add_ps(a); }
+static inline Vec load_half(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline Vec load_brain(const uint16_t* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+#elif defined(__AVX2__)
+
+constexpr int W = 8, MR = 6;
+using Vec = __m256;
+static inline Vec zero() { return _mm256_setzero_ps(); }
+static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
+static inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+static inline uint32_t above(Vec a, Vec b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+}
+static inline float sum(Vec a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline Vec load_half(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+static inline Vec load_brain(const uint16_t* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+#else
+
+constexpr int W = 4, MR = 4;
+typedef float Vec __attribute__((vector_size(16)));
+static inline Vec zero() { return Vec{0, 0, 0, 0}; }
+static inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
+static inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
+static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+static inline Vec add(Vec a, Vec b) { return a + b; }
+static inline uint32_t above(Vec a, Vec b) {
+    uint32_t mask = 0;
+    for (int i = 0; i < W; ++i) mask |= static_cast<uint32_t>(a[i] > b[i]) << i;
+    return mask;
+}
+static inline float sum(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+#endif
+
+// One element, wherever vectors do not reach.
+static inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+static inline float widen_brain(uint16_t bits) { return from_bits(static_cast<uint32_t>(bits) << 16); }
+static inline float widen_half(uint16_t h) {
+    const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, rest = h & 0x7fffu;
+    // Moved into place the exponent is too small by 127 - 15; a product with a power of two mends it,
+    // subnormals too.
+    return from_bits(sign | 0x3f800000u) * (from_bits(rest << 13) * from_bits((254u - 15u) << 23));
+}
+
+#if !defined(__AVX2__)
+static inline Vec load_half(const uint16_t* p) {
+    return Vec{widen_half(p[0]), widen_half(p[1]), widen_half(p[2]), widen_half(p[3])};
+}
+static inline Vec load_brain(const uint16_t* p) {
+    return Vec{widen_brain(p[0]), widen_brain(p[1]), widen_brain(p[2]), widen_brain(p[3])};
+}
+#endif
+
+// Rows of a dtype.
+struct Float32 {
+    using Element = float;
+    static inline Vec vector(const float* p) { return load(p); }
+    static inline float scalar(float x) { return x; }
+};
+struct Float16 {
+    using Element = uint16_t;
+    static inline Vec vector(const uint16_t* p) { return load_half(p); }
+    static inline float scalar(uint16_t x) { return widen_half(x); }
+};
+struct Bfloat16 {
+    using Element = uint16_t;
+    static inline Vec vector(const uint16_t* p) { return load_brain(p); }
+    static inline float scalar(uint16_t x) { return widen_brain(x); }
+};
+
+template <class Type>
+static inline void widen(const typename Type::Element* from, int dim, float* to) {
+    int d = 0;
+    for (; d + W <= dim; d += W) store(to + d, Type::vector(from + d));
+    for (; d < dim; ++d) to[d] = Type::scalar(from[d]);
+}
+
+template <class Type>
+static inline float dot(const float* a, const typename Type::Element* b, int dim) {
+    Vec total = zero(), other = zero();
+    int d = 0;
+    for (; d + 2 * W <= dim; d += 2 * W) {
+        total = fma(load(a + d), Type::vector(b + d), total);
+        other = fma(load(a + d + W), Type::vector(b + d + W), other);
+    }
+    for (; d + W <= dim; d += W) total = fma(load(a + d), Type::vector(b + d), total);
+    float rest = 0;
+    for (; d < dim; ++d) rest += a[d] * Type::scalar(b[d]);
+    return sum(add(total, other)) + rest;
+}
+
+// to += weight * from
+template <class Type>
+static inline void add_scaled(float weight, const typename Type::Element* from, int dim, float* to) {
+    const Vec w = broadcast(weight);
+    int d = 0;
+    for (; d + W <= dim; d += W) store(to + d, fma(w, Type::vector(from + d), load(to + d)));
+    for (; d < dim; ++d) to[d] += weight * Type::scalar(from[d]);
+}
+
+}  // namespace RC_ISA

@@ -1,6 +1,6 @@
 """What a client asks of an index reaches the store, and what the store says of it reaches the client.
 
-The store is one that misses half of the entries wherever it may: a good index can hardly be caught missing any.
+The store is one that misses half of the entries wherever it may: a good index is hardly caught missing any.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def found(result: recollect.SearchResult[np.ndarray] | recollect.AttendResult[np
 
 
 def test_exact_reaches_the_store(half: recollect.Client, rng: np.random.Generator) -> None:
-    """A read that asks for exact search is answered by the index, or all reads cost what exact search costs."""
+    """A read that asks for exact search is answered by the index, or all reads cost what exact ones do."""
     memory = made(half, rng, "ivf")
     memory.check_search(["a", "b"], top_k=ENTRIES, exact=True)
     memory.check_attend(["a", "b"], top_k=ENTRIES, exact=True)

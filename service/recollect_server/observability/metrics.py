@@ -129,9 +129,9 @@ class PrometheusTelemetry:
                 request_bytes=self._request_bytes.labels(tenant),
                 response_bytes=self._response_bytes.labels(tenant),
             )
-            # From 0 on, so that a tenant's first sample is an increase like every other.
-            self._recall_sampled.labels(tenant)
-            self._recall_found.labels(tenant)
+            if tenant:  # from 0 on, so that a tenant's first sample is an increase like every other
+                self._recall_sampled.labels(tenant)
+                self._recall_found.labels(tenant)
         return meter
 
     def _define_counters(self) -> None:

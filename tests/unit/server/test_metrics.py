@@ -110,7 +110,9 @@ def test_recall_is_counted_by_the_query() -> None:
     """An operator would see the recall of the last sample alone, or not that a tenant was never compared."""
     metrics = telemetry()
     metrics.call_ended(CALL)
+    metrics.call_ended(dataclasses.replace(CALL, tenant=""))
     before = samples(metrics)
+    assert ("recollect_recall_sampled_queries_total", ("",)) not in before
     assert before["recollect_recall_sampled_queries_total", ("acme",)] == 0
     assert before["recollect_recall_found_queries_total", ("acme",)] == 0
     metrics.recall_sampled("acme", 0.5, queries=30)

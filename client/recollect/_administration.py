@@ -95,8 +95,5 @@ def get_server_info() -> Work[pb.GetServerInfoResponse, ServerInfo]:
 
 
 def _stats(reply: pb.GetStatsResponse) -> Stats:
-    banks = tuple(
-        BankStats(bank.stream, bank.layer, bank.entries, bank.first_id, bank.next_sequence, bank.bytes)
-        for bank in reply.banks
-    )
+    banks = tuple(BankStats.from_message(bank) for bank in reply.banks)
     return Stats(reply.streams, reply.entries, reply.bytes, banks)

@@ -9,7 +9,7 @@ from typing import Self
 from recollect import _administration as administration
 from recollect._async_namespace import AsyncNamespace
 from recollect._checks import check_spec
-from recollect._results import Dtype, NamespaceInfo, ServerInfo
+from recollect._results import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, Index, NamespaceInfo, ServerInfo
 from recollect._runner import AsyncRunner
 from recollect._tls import TLS
 from recollect._transport import open_async_transport
@@ -60,12 +60,21 @@ class AsyncClient:
         value_dim: int,
         capacity: int,
         dtype: Dtype = "float16",
+        index: Index = INDEX_DEFAULT,
+        recall: float = RECALL_DEFAULT,
         exist_ok: bool = False,
         timeout_s: float | None = None,
     ) -> AsyncNamespace:
         """See `Client.create_namespace`."""
         spec = check_spec(
-            layers=layers, heads=heads, key_dim=key_dim, value_dim=value_dim, capacity=capacity, dtype=dtype
+            layers=layers,
+            heads=heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            capacity=capacity,
+            dtype=dtype,
+            index=index,
+            recall=recall,
         )
         info = await self._runner.run(
             administration.create_namespace(name, spec, exist_ok=exist_ok), timeout_s

@@ -63,12 +63,13 @@ class AsyncNamespace:
         include: Sequence[Include] = (),
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
+        exact: bool = False,
         timeout_s: float | None = None,
     ) -> SearchResult[A]:
         """See `Namespace.search`."""
         chosen = check_include(include)
         read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
-        split = prepare_search(read, top_k=top_k, include=chosen, missing_ok=missing_ok)
+        split = prepare_search(read, top_k=top_k, include=chosen, missing_ok=missing_ok, exact=exact)
         return await self._runner.run_split(split, timeout_s)
 
     async def attend(
@@ -82,11 +83,14 @@ class AsyncNamespace:
         with_ids: bool = True,
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
+        exact: bool = False,
         timeout_s: float | None = None,
     ) -> AttendResult[A]:
         """See `Namespace.attend`."""
         read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
-        split = prepare_attend(read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok)
+        split = prepare_attend(
+            read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok, exact=exact
+        )
         return await self._runner.run_split(split, timeout_s)
 
     async def attend_backward(

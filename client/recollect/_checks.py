@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from recollect._results import Dtype, NamespaceSpec
+from recollect._results import Dtype, Index, NamespaceSpec
 from recollect.errors import InvalidArgumentError, NotFoundError
 
 Include = Literal["keys", "values"]
@@ -136,11 +136,19 @@ def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_spec(
-    *, layers: Sequence[int], heads: int, key_dim: int, value_dim: int, capacity: int, dtype: Dtype
+    *,
+    layers: Sequence[int],
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    capacity: int,
+    dtype: Dtype,
+    index: Index,
+    recall: float,
 ) -> NamespaceSpec:
     """A namespace spec that can be sent; the server checks its limits."""
-    if dtype not in get_args(Dtype):
-        raise refusal("dtype", " or ".join(repr(name) for name in get_args(Dtype)), repr(dtype))
+    check_choice("dtype", dtype, get_args(Dtype))
+    check_choice("index", index, get_args(Index))
     if isinstance(layers, int):
         raise refusal("layers", "a list of layer numbers", layers)
     numbers = tuple(check_int("layers", layer, minimum=0) for layer in layers)
@@ -153,6 +161,8 @@ def check_spec(
         value_dim=check_int("value_dim", value_dim, minimum=1),
         capacity=check_int("capacity", capacity, minimum=1),
         dtype=dtype,
+        index=index,
+        recall=check_positive("recall", recall),  # on the wire 0 is the server's default
     )
 
 

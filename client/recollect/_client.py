@@ -9,7 +9,7 @@ from typing import Self
 from recollect import _administration as administration
 from recollect._checks import check_spec
 from recollect._namespace import Namespace
-from recollect._results import Dtype, NamespaceInfo, ServerInfo
+from recollect._results import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, Index, NamespaceInfo, ServerInfo
 from recollect._runner import Runner
 from recollect._tls import TLS
 from recollect._transport import open_transport
@@ -70,6 +70,8 @@ class Client:
         value_dim: int,
         capacity: int,
         dtype: Dtype = "float16",
+        index: Index = INDEX_DEFAULT,
+        recall: float = RECALL_DEFAULT,
         exist_ok: bool = False,
         timeout_s: float | None = None,
     ) -> Namespace:
@@ -83,6 +85,12 @@ class Client:
             value_dim: Size of a value (Dv).
             capacity: Entries per stream and layer; the oldest make room.
             dtype: Of stored keys and values, and of queries on the wire.
+            index: What answers reads: "exact", which looks at every entry; "ivf", an inverted file, which
+                looks where the keys like the query are; or "auto": the server takes what suits each stream
+                and layer as it grows.
+            recall: Share of the true top_k, those of exact search, that reads find on average: from 0.5 to 1.
+                The server measures it on a small share of the queries, and has an inverted file look into
+                more or fewer lists to hold it. With "exact" it is always 1.
             exist_ok: Take the namespace if it exists with the same spec.
             timeout_s: Seconds; None: the client's.
 
@@ -90,7 +98,14 @@ class Client:
             AlreadyExistsError: It exists, with another spec or without exist_ok.
         """
         spec = check_spec(
-            layers=layers, heads=heads, key_dim=key_dim, value_dim=value_dim, capacity=capacity, dtype=dtype
+            layers=layers,
+            heads=heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            capacity=capacity,
+            dtype=dtype,
+            index=index,
+            recall=recall,
         )
         info = self._runner.run(administration.create_namespace(name, spec, exist_ok=exist_ok), timeout_s)
         return Namespace(info.name, info.spec, self._runner)

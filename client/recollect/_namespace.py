@@ -79,6 +79,7 @@ class Namespace:
         include: Sequence[Include] = (),
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
+        exact: bool = False,
         timeout_s: float | None = None,
     ) -> SearchResult[A]:
         """Finds the top_k entries of each query by inner product, within its row's stream.
@@ -91,11 +92,12 @@ class Namespace:
             include: "keys", "values" or both, to have them fetched. Large: `attend` needs a fraction of it.
             min_sequences: Refuse unless the streams have reached these (from `AddResult.next_sequences`).
             missing_ok: A stream that does not exist counts as empty.
+            exact: By exact search, whatever the namespace's index: to compare with, or to miss nothing.
             timeout_s: See the class.
         """
         chosen = check_include(include)
         read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
-        split = prepare_search(read, top_k=top_k, include=chosen, missing_ok=missing_ok)
+        split = prepare_search(read, top_k=top_k, include=chosen, missing_ok=missing_ok, exact=exact)
         return self._runner.run_split(split, timeout_s)
 
     def attend(
@@ -109,6 +111,7 @@ class Namespace:
         with_ids: bool = True,
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
+        exact: bool = False,
         timeout_s: float | None = None,
     ) -> AttendResult[A]:
         """Attends to the top_k entries of each query: softmax(scale * q.k) v, and its log-sum-exp.
@@ -124,10 +127,13 @@ class Namespace:
             with_ids: Whether `attend_backward` will follow. Inference needs none.
             min_sequences: Refuse unless the streams have reached these (from `AddResult.next_sequences`).
             missing_ok: A stream that does not exist counts as empty.
+            exact: As in `search`.
             timeout_s: See the class.
         """
         read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
-        split = prepare_attend(read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok)
+        split = prepare_attend(
+            read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok, exact=exact
+        )
         return self._runner.run_split(split, timeout_s)
 
     def attend_backward(

@@ -85,7 +85,7 @@ def check_read(
 
 
 def prepare_search(
-    read: Queries[A], *, top_k: int, include: frozenset[Include], missing_ok: bool
+    read: Queries[A], *, top_k: int, include: frozenset[Include], missing_ok: bool, exact: bool
 ) -> Callable[[Limits], Work[pb.SearchResponse, SearchResult[A]]]:
     """Converts now; splits when the limits are known."""
     spec, dtype = read.spec, read.spec.dtype
@@ -115,6 +115,7 @@ def prepare_search(
                 include_values="values" in include,
                 min_sequences=read.min_sequences[part.rows],
                 missing_ok=missing_ok,
+                exact=exact,
             )
 
         return Work(SEARCH, pb.SearchResponse, True, True, len(parts), build, answer.accept, answer.finish)
@@ -123,7 +124,7 @@ def prepare_search(
 
 
 def prepare_attend(
-    read: Queries[A], *, top_k: int, scale: float | None, with_ids: bool, missing_ok: bool
+    read: Queries[A], *, top_k: int, scale: float | None, with_ids: bool, missing_ok: bool, exact: bool
 ) -> Callable[[Limits], Work[pb.AttendResponse, AttendResult[A]]]:
     """Converts now; splits when the limits are known."""
     spec, dtype = read.spec, read.spec.dtype
@@ -152,6 +153,7 @@ def prepare_attend(
                 omit_ids=not with_ids,
                 min_sequences=read.min_sequences[part.rows],
                 missing_ok=missing_ok,
+                exact=exact,
             )
 
         return Work(ATTEND, pb.AttendResponse, True, True, len(parts), build, answer.accept, answer.finish)

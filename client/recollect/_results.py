@@ -10,6 +10,11 @@ from recollect.errors import InternalError
 from recollect.v1 import memory_pb2 as pb
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Index = Literal["exact", "ivf", "auto"]
+
+INDEX_DEFAULT: Index = "auto"
+RECALL_DEFAULT = 0.95
+"""Of namespaces that say nothing of it; the server's defaults too."""
 
 
 class Array(Protocol):
@@ -92,7 +97,22 @@ class EvictResult:
 
 @dataclass(frozen=True, slots=True)
 class BankStats:
-    """One stream's layer. `first_id` is that of the oldest entry; `next_sequence` if there is none."""
+    """One stream's layer, and what answers its reads.
+
+    Attributes:
+        stream: Its name.
+        layer: Its number.
+        entries: Stored now.
+        first_id: Of the oldest entry; `next_sequence` if there is none.
+        next_sequence: Id that the next entry will have.
+        bytes: Allocated for keys and values.
+        index: That answers now: "exact" or "ivf".
+        lists: Of the inverted file; 0 if there is none.
+        probes: Of those lists, how many a query looks into; 0 if there is none.
+        recall: Of queries that were compared lately with exact search; None before any.
+        sampled: Queries compared since the bank was made.
+        reason: Why the search is exact where the namespace asks for an inverted file; "" otherwise.
+    """
 
     stream: str
     layer: int
@@ -100,6 +120,30 @@ class BankStats:
     first_id: int
     next_sequence: int
     bytes: int
+    index: Index = "exact"
+    lists: int = 0
+    probes: int = 0
+    recall: float | None = None
+    sampled: int = 0
+    reason: str = ""
+
+    @classmethod
+    def from_message(cls, message: pb.BankStats) -> BankStats:
+        """From its wire form. A server that does not say what answers searches exactly."""
+        return cls(
+            stream=message.stream,
+            layer=message.layer,
+            entries=message.entries,
+            first_id=message.first_id,
+            next_sequence=message.next_sequence,
+            bytes=message.bytes,
+            index=_index_name(message.index, unsaid="exact"),
+            lists=message.lists,
+            probes=message.probes,
+            recall=message.recall if message.HasField("recall") else None,
+            sampled=message.sampled,
+            reason=message.reason,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +174,8 @@ class NamespaceSpec:
         value_dim: Size of a value (Dv).
         capacity: Entries per stream and layer; the oldest make room.
         dtype: Of stored keys and values, and of queries on the wire.
+        index: What answers reads: "exact", "ivf" (an inverted file), or "auto", what suits each bank.
+        recall: Share of the true top_k that reads find on average.
     """
 
     layers: tuple[int, ...]
@@ -138,6 +184,8 @@ class NamespaceSpec:
     value_dim: int
     capacity: int
     dtype: Dtype
+    index: Index = INDEX_DEFAULT
+    recall: float = RECALL_DEFAULT
 
     @classmethod
     def from_message(cls, message: pb.NamespaceSpec) -> NamespaceSpec:
@@ -149,6 +197,8 @@ class NamespaceSpec:
             value_dim=message.value_dim,
             capacity=message.capacity,
             dtype=_dtype_name(message.dtype),
+            index=_index_name(message.index, unsaid=INDEX_DEFAULT),
+            recall=message.recall or RECALL_DEFAULT,
         )
 
     def to_message(self) -> pb.NamespaceSpec:
@@ -160,6 +210,8 @@ class NamespaceSpec:
             value_dim=self.value_dim,
             capacity=self.capacity,
             dtype=DTYPE_NUMBERS[self.dtype],
+            index=INDEX_NUMBERS[self.index],
+            recall=self.recall,
         )
 
 
@@ -231,6 +283,22 @@ DTYPE_NUMBERS: dict[Dtype, pb.DType.ValueType] = {
     "bfloat16": pb.DTYPE_BFLOAT16,
 }
 _DTYPE_NAMES: dict[int, Dtype] = {number: name for name, number in DTYPE_NUMBERS.items()}
+
+INDEX_NUMBERS: dict[Index, pb.IndexKind.ValueType] = {
+    "exact": pb.INDEX_KIND_EXACT,
+    "ivf": pb.INDEX_KIND_IVF,
+    "auto": pb.INDEX_KIND_AUTO,
+}
+_INDEX_NAMES: dict[int, Index] = {number: name for name, number in INDEX_NUMBERS.items()}
+
+
+def _index_name(number: int, *, unsaid: Index) -> Index:
+    name = _INDEX_NAMES.get(number) if number else unsaid
+    if name is None:
+        raise InternalError(
+            f"The server names an index that this client does not know: {number}. Is it newer?"
+        )
+    return name
 
 
 def _dtype_name(number: int) -> Dtype:

@@ -278,7 +278,7 @@ def evict_cases() -> dict[str, Spoilt]:
 def create_cases() -> dict[str, Spoilt]:
     """What may be wrong with a new namespace."""
 
-    def changed(**changes: int) -> Callable[[Any], object]:
+    def changed(**changes: float) -> Callable[[Any], object]:
         return lambda m: m.spec.CopyFrom(messages.spec(**changes))
 
     def layers(*numbers: int) -> Callable[[Any], object]:
@@ -293,8 +293,15 @@ def create_cases() -> dict[str, Spoilt]:
         for field, most in bounds.items()
         for value in (0, -1, most + 1, 2**31 - 1)
     }
+    recalls = {
+        f"recall {value}": Spoilt(changed(recall=value), "spec.recall", (str(value), "0.5", "1.0"))
+        for value in (0.4999, 1.0001, -1.0, 1e-300, 1e300, NAN, INF, -INF)
+    }
     return {
         **sizes,
+        **recalls,
+        "an unknown index": Spoilt(changed(index=77), "spec.index", ("77", "exact, ivf or auto")),
+        "a negative index": Spoilt(changed(index=-1), "spec.index", ("-1", "exact, ivf or auto")),
         "no spec": Spoilt(lambda m: m.ClearField("spec"), "spec.dtype", ("unspecified", "float32")),
         "integers": Spoilt(changed(dtype=int(pb.DTYPE_INT64)), "spec.dtype", ("int64", "float32")),
         "an unknown dtype": Spoilt(changed(dtype=77), "spec.dtype", ("77", "float32")),

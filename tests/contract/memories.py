@@ -16,6 +16,8 @@ from tests.oracle import OracleMemory, representable
 
 Array = NDArray[np.float32]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Index = Literal["exact", "ivf", "auto"]
+INDEXES: tuple[Index, ...] = ("exact", "ivf", "auto")
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 _numbers = itertools.count()
 
@@ -67,11 +69,18 @@ class CheckedMemory:
         tokens: int = 3,
         group: int = 1,
         missing_ok: bool = False,
+        exact: bool = False,
     ) -> SearchResult[Array]:
         """Searches with random queries and compares scores, ids, keys and values."""
         q = self.queries(len(streams), tokens, group=group)
         found = self.ns.search(
-            layer, q, top_k=top_k, streams=streams, include=("keys", "values"), missing_ok=missing_ok
+            layer,
+            q,
+            top_k=top_k,
+            streams=streams,
+            include=("keys", "values"),
+            missing_ok=missing_ok,
+            exact=exact,
         )
         self.oracle.check_search(layer, q, found, streams=streams)
         return found
@@ -86,10 +95,13 @@ class CheckedMemory:
         group: int = 1,
         scale: float = 0.7,
         missing_ok: bool = False,
+        exact: bool = False,
     ) -> AttendResult[Array]:
         """Attends with random queries and compares output, LSE, ids and the gradient."""
         q = self.queries(len(streams), tokens, group=group)
-        out = self.ns.attend(layer, q, top_k=top_k, streams=streams, scale=scale, missing_ok=missing_ok)
+        out = self.ns.attend(
+            layer, q, top_k=top_k, streams=streams, scale=scale, missing_ok=missing_ok, exact=exact
+        )
         self.oracle.check_attend(layer, q, out, streams=streams, scale=scale, top_k=top_k)
         assert out.ids is not None
         self.check_backward(q, out.ids, streams, layer=layer, scale=scale)
@@ -142,6 +154,7 @@ class Memories:
         value_dim: int = 4,
         capacity: int = 10,
         dtype: Dtype = "float32",
+        index: Index = "auto",
         name: str | None = None,
     ) -> CheckedMemory:
         """A new namespace, empty."""
@@ -153,6 +166,7 @@ class Memories:
             value_dim=value_dim,
             capacity=capacity,
             dtype=dtype,
+            index=index,
         )
         oracle = OracleMemory(
             heads=heads, key_dim=key_dim, value_dim=value_dim, capacity=capacity, dtype=dtype

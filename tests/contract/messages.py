@@ -23,7 +23,7 @@ def floats(*shape: int, fill: float = 0.5) -> pb.Tensor:
     return tensor(np.full(shape, fill, dtype=np.float32))
 
 
-def spec(**changes: int) -> pb.NamespaceSpec:
+def spec(**changes: float) -> pb.NamespaceSpec:
     """A namespace of float32."""
     valid = {
         "heads": HEADS,

@@ -146,9 +146,11 @@ def test_bad_namespace(raw: Raw, spoilt: Spoilt) -> None:
         ({"value_dim": 8}, "value_dim is 3 there and 8 here"),
         ({"capacity": 17}, "capacity is 16 there and 17 here"),
         ({"dtype": int(pb.DTYPE_BFLOAT16)}, "dtype is float32 there and bfloat16 here"),
+        ({"index": int(pb.INDEX_KIND_IVF)}, "index is auto there and ivf here"),
+        ({"recall": 0.9}, "recall is 0.95 there and 0.9 here"),
     ],
 )
-def test_a_spec_that_contradicts(target: Target, changes: dict[str, int], says: str) -> None:
+def test_a_spec_that_contradicts(target: Target, changes: dict[str, float], says: str) -> None:
     """An existing namespace was used, or changed, under another spec."""
     before = target.seen()
     request = pb.CreateNamespaceRequest(name=target.name, spec=messages.spec(**changes), exist_ok=True)
@@ -157,6 +159,17 @@ def test_a_spec_that_contradicts(target: Target, changes: dict[str, int], says: 
     assert answer.detail.reason == "NAMESPACE_EXISTS"
     assert says in answer.message
     assert target.seen() == before
+
+
+def test_a_spec_that_says_nothing_of_its_index_is_that_of_the_defaults(target: Target) -> None:
+    """A client that knows no indexes finds its namespace changed, or cannot take what a newer one made."""
+    silent = pb.CreateNamespaceRequest(name=target.name, spec=messages.spec(), exist_ok=True)
+    said = messages.spec(index=int(pb.INDEX_KIND_AUTO), recall=0.95)
+    for request in (silent, pb.CreateNamespaceRequest(name=target.name, spec=said, exist_ok=True)):
+        answer = target.raw("CreateNamespace", request)
+        assert answer.code == "OK", answer
+        made = cast("pb.CreateNamespaceResponse", answer.response).namespace.spec
+        assert (made.index, made.recall) == (pb.INDEX_KIND_AUTO, 0.95)
 
 
 @pytest.mark.parametrize("page_size", [-1, 1001])

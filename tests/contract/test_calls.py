@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import recollect
-from tests.contract.memories import Memories
+from tests.contract.memories import INDEXES, Index, Memories
 
 
 def test_a_request_id_stores_once(memories: Memories) -> None:
@@ -92,6 +92,58 @@ def test_float16_is_the_default(client: recollect.Client, name: str) -> None:
     """Design decision 9: half precision unless told."""
     made = client.create_namespace(name, layers=[0], heads=1, key_dim=1, value_dim=1, capacity=1)
     assert made.spec.dtype == "float16"
+
+
+def test_the_server_chooses_the_index_unless_told(client: recollect.Client, name: str) -> None:
+    """A namespace of which nothing was said asks for an index of its own, or for another recall."""
+    made = client.create_namespace(name, layers=[0], heads=1, key_dim=1, value_dim=1, capacity=1)
+    assert (made.spec.index, made.spec.recall) == ("auto", 0.95)
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_index_and_recall_are_kept(client: recollect.Client, name: str, index: Index) -> None:
+    """A namespace forgets what was asked of its index, or one that asks for another counts as the same."""
+
+    def create(*, index: Index, recall: float) -> recollect.Namespace:
+        return client.create_namespace(
+            name,
+            layers=[0],
+            heads=1,
+            key_dim=4,
+            value_dim=4,
+            capacity=9,
+            index=index,
+            recall=recall,
+            exist_ok=True,
+        )
+
+    made = create(index=index, recall=0.8)
+    assert (made.spec.index, made.spec.recall) == (index, 0.8)
+    assert client.namespace(name).spec == made.spec
+    assert [info.spec for info in client.list_namespaces() if info.name == name] == [made.spec]
+    assert create(index=index, recall=0.8).spec == made.spec
+    with pytest.raises(recollect.AlreadyExistsError, match=r"recall is 0\.8 there and 0\.9 here"):
+        create(index=index, recall=0.9)
+    with pytest.raises(recollect.AlreadyExistsError, match=f"index is {index} there and"):
+        create(index="exact" if index == "ivf" else "ivf", recall=0.8)
+    made.ensure()
+
+
+@pytest.mark.parametrize("recall", [0.3, 1.5])
+def test_a_recall_that_cannot_be_held(client: recollect.Client, name: str, recall: float) -> None:
+    """A namespace promises to find more than there is, or so little that it is noise."""
+    with pytest.raises(recollect.InvalidArgumentError, match=rf"{recall}.*0\.5 to 1") as caught:
+        client.create_namespace(name, layers=[0], heads=1, key_dim=1, value_dim=1, capacity=1, recall=recall)
+    assert caught.value.argument == "spec.recall"
+
+
+def test_stats_tell_what_answers(memories: Memories) -> None:
+    """A user cannot tell whether reads are exact, or takes them for approximate where they are not."""
+    memory = memories(index="exact")
+    memory.add(["a"], 3)
+    (bank,) = memory.ns.stats(streams=["a"]).banks
+    assert (bank.index, bank.lists, bank.probes, bank.recall, bank.sampled) == ("exact", 0, 0, None, 0)
+    assert bank.reason == ""
 
 
 def test_a_namespace_that_exists(client: recollect.Client, name: str) -> None:

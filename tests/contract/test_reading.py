@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import recollect
-from tests.contract.memories import DTYPES, Dtype, Memories
+from tests.contract.memories import DTYPES, INDEXES, Dtype, Index, Memories
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -16,6 +16,21 @@ def test_answers_are_the_oracles(memories: Memories, dtype: Dtype) -> None:
     memory = memories(dtype=dtype, capacity=40)
     memory.add(["a", "b"], 30)
     memory.check(["a", "b"], top_k=8)
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_exact_reads_find_all_whatever_the_index(memories: Memories, index: Index) -> None:
+    """A read that asks for exact search is answered by an index that misses some, or is refused."""
+    memory = memories(index=index, capacity=3000, key_dim=4)
+    memory.add(["a"], 2000)
+    memory.add(["a", "b"], 1500)
+    for group, top_k in ((1, 1), (2, 40)):
+        memory.check_search(["a", "b"], top_k=top_k, group=group, exact=True)
+        memory.check_attend(["a", "b"], top_k=top_k, group=group, exact=True)
+    memory.ns.evict(streams=["a"], oldest=700)
+    memory.oracle.bank("a", 0).keep(range(700, 3000))
+    memory.check_search(["a"], top_k=20, exact=True)
+    memory.check_attend(["a"], top_k=20, exact=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

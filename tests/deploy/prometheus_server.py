@@ -97,6 +97,8 @@ class PrometheusServer:
     def query(self, expression: str) -> list[Found]:
         """What an expression is now."""
         answer = self._http.get("/api/v1/query", params={"query": expression})
+        if answer.status_code == 503:  # it reads its log still
+            answer.raise_for_status()
         assert answer.is_success, f"{expression}: {answer.text}"
         result: list[dict[str, object]] = answer.json()["data"]["result"]
         return [_found(series) for series in result]
@@ -114,7 +116,10 @@ class PrometheusServer:
             try:
                 if is_so(self):
                     return
-            except httpx.TransportError:  # it does not listen yet
+            except (
+                httpx.TransportError,
+                httpx.HTTPStatusError,
+            ):  # it does not listen yet, or has just begun to
                 pass
             time.sleep(STEP_S)
         raise AssertionError(f"Prometheus did not see it; its log:\n{self._log.read_text()}")

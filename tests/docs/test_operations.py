@@ -119,6 +119,7 @@ def _exposed() -> dict[str, set[str]]:
     metrics.call_ended(CALL)
     metrics.evicted("acme", 1, cause="request")
     metrics.fell_back("registry-cache")
+    metrics.recall_sampled("acme", 0.9, queries=1)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.exposition()[0].decode()):
         name = family.name if family.type == "histogram" else family.samples[0].name

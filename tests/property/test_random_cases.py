@@ -33,13 +33,12 @@ def run_case(client: recollect.Client, seed: int) -> None:
     if rng.random() < 0.1:
         memory.ns.evict(streams=streams[:1], all=True, missing_ok=True)
         memory.oracle.forget(streams[0], [0])
-    shape = {"top_k": int(rng.choice([1, 2, 5, 32, 200])), "tokens": int(rng.choice([1, 2, 7, 20]))}
+    top_k, tokens = int(rng.choice([1, 2, 5, 32, 200])), int(rng.choice([1, 2, 7, 20]))
     group = int(rng.integers(1, 4))
     names = list(rng.permutation(streams))
-    memory.check_search(names, group=group, missing_ok=True, **shape)
-    q = memory.queries(len(names), shape["tokens"], group=group)
+    memory.check_search(names, group=group, missing_ok=True, top_k=top_k, tokens=tokens)
+    q = memory.queries(len(names), tokens, group=group)
     scale = float(rng.choice([0.05, 0.5, 3.0]))
-    top_k = shape["top_k"]
     out = memory.ns.attend(0, q, top_k=top_k, streams=names, scale=scale, missing_ok=True)
     memory.oracle.check_attend(0, q, out, streams=names, scale=scale, top_k=top_k)
     if out.ids is not None and seed % 4 == 0 and top_k <= 32:

@@ -50,6 +50,32 @@ DTYPE_INT32: DType.ValueType  # 4
 DTYPE_INT64: DType.ValueType  # 5
 Global___DType: typing_extensions.TypeAlias = DType
 
+class _IndexKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _IndexKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_IndexKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    INDEX_KIND_UNSPECIFIED: _IndexKind.ValueType  # 0
+    INDEX_KIND_EXACT: _IndexKind.ValueType  # 1
+    """every entry is looked at"""
+    INDEX_KIND_IVF: _IndexKind.ValueType  # 2
+    """an inverted file: entries are looked at where the keys like the query are"""
+    INDEX_KIND_AUTO: _IndexKind.ValueType  # 3
+    """the server chooses, bank by bank"""
+
+class IndexKind(_IndexKind, metaclass=_IndexKindEnumTypeWrapper):
+    """What answers the reads of a bank."""
+
+INDEX_KIND_UNSPECIFIED: IndexKind.ValueType  # 0
+INDEX_KIND_EXACT: IndexKind.ValueType  # 1
+"""every entry is looked at"""
+INDEX_KIND_IVF: IndexKind.ValueType  # 2
+"""an inverted file: entries are looked at where the keys like the query are"""
+INDEX_KIND_AUTO: IndexKind.ValueType  # 3
+"""the server chooses, bank by bank"""
+Global___IndexKind: typing_extensions.TypeAlias = IndexKind
+
 @typing.final
 class Tensor(google.protobuf.message.Message):
     """A dense array: row-major, little-endian, no padding."""
@@ -193,6 +219,7 @@ class SearchRequest(google.protobuf.message.Message):
     INCLUDE_VALUES_FIELD_NUMBER: builtins.int
     MIN_SEQUENCES_FIELD_NUMBER: builtins.int
     MISSING_OK_FIELD_NUMBER: builtins.int
+    EXACT_FIELD_NUMBER: builtins.int
     namespace: builtins.str
     layer: builtins.int
     top_k: builtins.int
@@ -200,6 +227,8 @@ class SearchRequest(google.protobuf.message.Message):
     include_values: builtins.bool
     missing_ok: builtins.bool
     """a stream that does not exist counts as empty"""
+    exact: builtins.bool
+    """by exact search, whatever the namespace's index"""
     @property
     def streams(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """[B]"""
@@ -224,9 +253,10 @@ class SearchRequest(google.protobuf.message.Message):
         include_values: builtins.bool = ...,
         min_sequences: collections.abc.Iterable[builtins.int] | None = ...,
         missing_ok: builtins.bool = ...,
+        exact: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["queries", b"queries"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["include_keys", b"include_keys", "include_values", b"include_values", "layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "queries", b"queries", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exact", b"exact", "include_keys", b"include_keys", "include_values", b"include_values", "layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "queries", b"queries", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
 
 Global___SearchRequest: typing_extensions.TypeAlias = SearchRequest
 
@@ -284,6 +314,7 @@ class AttendRequest(google.protobuf.message.Message):
     OMIT_IDS_FIELD_NUMBER: builtins.int
     MIN_SEQUENCES_FIELD_NUMBER: builtins.int
     MISSING_OK_FIELD_NUMBER: builtins.int
+    EXACT_FIELD_NUMBER: builtins.int
     namespace: builtins.str
     layer: builtins.int
     top_k: builtins.int
@@ -292,6 +323,8 @@ class AttendRequest(google.protobuf.message.Message):
     omit_ids: builtins.bool
     """inference needs none"""
     missing_ok: builtins.bool
+    exact: builtins.bool
+    """by exact search, whatever the namespace's index"""
     @property
     def streams(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """[B]"""
@@ -316,9 +349,10 @@ class AttendRequest(google.protobuf.message.Message):
         omit_ids: builtins.bool = ...,
         min_sequences: collections.abc.Iterable[builtins.int] | None = ...,
         missing_ok: builtins.bool = ...,
+        exact: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["queries", b"queries"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "omit_ids", b"omit_ids", "queries", b"queries", "scale", b"scale", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exact", b"exact", "layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "omit_ids", b"omit_ids", "queries", b"queries", "scale", b"scale", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
 
 Global___AttendRequest: typing_extensions.TypeAlias = AttendRequest
 
@@ -537,6 +571,8 @@ class NamespaceSpec(google.protobuf.message.Message):
     VALUE_DIM_FIELD_NUMBER: builtins.int
     CAPACITY_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    RECALL_FIELD_NUMBER: builtins.int
     heads: builtins.int
     """Hkv"""
     key_dim: builtins.int
@@ -547,6 +583,10 @@ class NamespaceSpec(google.protobuf.message.Message):
     """entries per stream and layer"""
     dtype: Global___DType.ValueType
     """of keys and values in store"""
+    index: Global___IndexKind.ValueType
+    """unspecified: auto"""
+    recall: builtins.float
+    """share of the true top_k that reads find on average; 0: the server's default"""
     @property
     def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -558,8 +598,10 @@ class NamespaceSpec(google.protobuf.message.Message):
         value_dim: builtins.int = ...,
         capacity: builtins.int = ...,
         dtype: Global___DType.ValueType = ...,
+        index: Global___IndexKind.ValueType = ...,
+        recall: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["capacity", b"capacity", "dtype", b"dtype", "heads", b"heads", "key_dim", b"key_dim", "layers", b"layers", "value_dim", b"value_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capacity", b"capacity", "dtype", b"dtype", "heads", b"heads", "index", b"index", "key_dim", b"key_dim", "layers", b"layers", "recall", b"recall", "value_dim", b"value_dim"]) -> None: ...
 
 Global___NamespaceSpec: typing_extensions.TypeAlias = NamespaceSpec
 
@@ -789,6 +831,12 @@ class BankStats(google.protobuf.message.Message):
     FIRST_ID_FIELD_NUMBER: builtins.int
     NEXT_SEQUENCE_FIELD_NUMBER: builtins.int
     BYTES_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    LISTS_FIELD_NUMBER: builtins.int
+    PROBES_FIELD_NUMBER: builtins.int
+    RECALL_FIELD_NUMBER: builtins.int
+    SAMPLED_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
     stream: builtins.str
     layer: builtins.int
     entries: builtins.int
@@ -796,6 +844,18 @@ class BankStats(google.protobuf.message.Message):
     """of the oldest entry; next_sequence if there is none"""
     next_sequence: builtins.int
     bytes: builtins.int
+    index: Global___IndexKind.ValueType
+    """that answers now: exact or ivf; unspecified: exact"""
+    lists: builtins.int
+    """of the inverted file; 0 if there is none"""
+    probes: builtins.int
+    """of those lists, how many a query looks into"""
+    recall: builtins.float
+    """of queries compared lately with exact search; absent before any"""
+    sampled: builtins.int
+    """queries compared since the bank was made"""
+    reason: builtins.str
+    """why the search is exact where the namespace asks for an inverted file"""
     def __init__(
         self,
         *,
@@ -805,8 +865,16 @@ class BankStats(google.protobuf.message.Message):
         first_id: builtins.int = ...,
         next_sequence: builtins.int = ...,
         bytes: builtins.int = ...,
+        index: Global___IndexKind.ValueType = ...,
+        lists: builtins.int = ...,
+        probes: builtins.int = ...,
+        recall: builtins.float | None = ...,
+        sampled: builtins.int = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "entries", b"entries", "first_id", b"first_id", "layer", b"layer", "next_sequence", b"next_sequence", "stream", b"stream"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_recall", b"_recall", "recall", b"recall"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_recall", b"_recall", "bytes", b"bytes", "entries", b"entries", "first_id", b"first_id", "index", b"index", "layer", b"layer", "lists", b"lists", "next_sequence", b"next_sequence", "probes", b"probes", "reason", b"reason", "recall", b"recall", "sampled", b"sampled", "stream", b"stream"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_recall", b"_recall"]) -> typing.Literal["recall"] | None: ...
 
 Global___BankStats: typing_extensions.TypeAlias = BankStats
 

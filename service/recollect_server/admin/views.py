@@ -29,6 +29,8 @@ _NAMESPACE_EXAMPLE: JsonDict = {
         "value_dim": 64,
         "capacity": 65_536,
         "dtype": "float16",
+        "index": "auto",
+        "recall": 0.95,
     },
 }
 
@@ -42,6 +44,8 @@ class SpecView(Body):
     value_dim: int
     capacity: int = Field(description="entries per stream and layer")
     dtype: Literal["float32", "float16", "bfloat16"]
+    index: Literal["exact", "ivf", "auto"] = Field(description="what answers reads")
+    recall: float = Field(description="share of the true top_k that reads find on average")
 
 
 class NamespaceView(Body):
@@ -69,6 +73,8 @@ class NamespaceView(Body):
                 value_dim=spec.value_dim,
                 capacity=spec.capacity,
                 dtype=spec.dtype.value,
+                index=spec.index.value,
+                recall=spec.recall,
             ),
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from recollect_server.domain.arrays import DenseArray, Float32, Int64
 from recollect_server.domain.eviction import Selector
+from recollect_server.domain.ports import IndexState
 from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.tenants import Quotas
 
@@ -47,7 +48,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The top_k entries of queries [B, Hq, T, Dk]."""
+    """The top_k entries of queries [B, Hq, T, Dk]; `exact`: all of them, whatever the namespace's index."""
 
     namespace: str
     layer: int
@@ -58,6 +59,7 @@ class Search:
     include_values: bool = False
     min_sequences: tuple[int, ...] = ()
     missing_ok: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Attend:
-    """Attention of queries [B, Hq, T, Dk] over their top_k entries."""
+    """Attention of queries [B, Hq, T, Dk] over their top_k entries; `exact` as in `Search`."""
 
     namespace: str
     layer: int
@@ -84,6 +86,7 @@ class Attend:
     with_ids: bool = True
     min_sequences: tuple[int, ...] = ()
     missing_ok: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ Command = Add | Search | Attend | AttendBackward | Evict | Describe
 
 @dataclass(frozen=True, slots=True)
 class BankStats:
-    """One stream's layer."""
+    """One stream's layer; `index` says what answers its reads."""
 
     stream: str
     layer: int
@@ -143,6 +146,7 @@ class BankStats:
     first_id: int
     next_sequence: int
     bytes: int
+    index: IndexState
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class Memory:
         for row, bank in enumerate(banks):
             if bank is None:
                 continue
-            hits = yield from bank.search(command.queries.row(row), command.top_k)
+            hits = yield from bank.search(command.queries.row(row), command.top_k, exact=command.exact)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
             if pair_dims:
                 yield from fetch_pairs(bank, hits.slots, keys[row], values[row])
@@ -186,7 +186,9 @@ class Memory:
         for row, bank in enumerate(banks):
             if bank is None:
                 continue
-            attention = yield from bank.attend(command.queries.row(row), command.top_k, scale=command.scale)
+            attention = yield from bank.attend(
+                command.queries.row(row), command.top_k, scale=command.scale, exact=command.exact
+            )
             output[row], lse[row] = attention.output, attention.lse
             if ids is not None:
                 ids[row] = bank.ids(attention.slots)
@@ -293,6 +295,7 @@ class Memory:
                 first_id=bank.ring.first_id,
                 next_sequence=bank.ring.next_sequence,
                 bytes=bank.allocated_bytes,
+                index=bank.index_state,
             )
             for stream in dict.fromkeys(command.streams)
             for layer, bank in memory.layers_of(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import re
 from dataclasses import dataclass
@@ -25,6 +26,21 @@ class Dtype(enum.Enum):
         return 4 if self is Dtype.FLOAT32 else 2
 
 
+class IndexChoice(enum.Enum):
+    """What answers reads."""
+
+    EXACT = "exact"
+    IVF = "ivf"
+    AUTO = "auto"
+
+
+RECALL_MIN, RECALL_MAX = 0.5, 1.0
+"""Below half of the true neighbours a memory is noise, and nobody can find more than all of them."""
+
+INDEX_DEFAULT, RECALL_DEFAULT = IndexChoice.AUTO, 0.95
+"""Where a caller, or a record of an earlier version, says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class NamespaceSpec:
     """The shape of a namespace's memories.
@@ -36,6 +52,8 @@ class NamespaceSpec:
         value_dim: Dv.
         capacity: Entries per stream and layer; beyond it the oldest make room.
         dtype: Of keys and values in store.
+        index: What answers reads: exact search, an inverted file, or what suits each bank as it grows.
+        recall: Share of the true top_k, those of exact search, that reads find on average.
     """
 
     layers: tuple[int, ...]
@@ -44,6 +62,8 @@ class NamespaceSpec:
     value_dim: int
     capacity: int
     dtype: Dtype
+    index: IndexChoice = INDEX_DEFAULT
+    recall: float = RECALL_DEFAULT
 
     @property
     def entry_bytes(self) -> int:
@@ -70,13 +90,17 @@ class NamespaceSpec:
         _in_range("spec.key_dim", self.key_dim, limits.dim_max)
         _in_range("spec.value_dim", self.value_dim, limits.dim_max)
         _in_range("spec.capacity", self.capacity, limits.capacity_max)
+        if not RECALL_MIN <= self.recall <= RECALL_MAX:  # so is NaN refused
+            raise InvalidArgumentError(
+                "spec.recall", f"is {self.recall}; it must be from {RECALL_MIN} to {RECALL_MAX}"
+            )
 
     def difference(self, other: NamespaceSpec) -> str:
         """Names the first field in which two specs differ, as "heads is 8 there and 4 here"; "" if none."""
-        for field in ("layers", "heads", "key_dim", "value_dim", "capacity", "dtype"):
-            there, here = getattr(self, field), getattr(other, field)
+        for field in dataclasses.fields(self):
+            there, here = getattr(self, field.name), getattr(other, field.name)
             if there != here:
-                return f"{field} is {_plain(there)} there and {_plain(here)} here"
+                return f"{field.name} is {_plain(there)} there and {_plain(here)} here"
         return ""
 
 
@@ -109,6 +133,6 @@ def _in_range(argument: str, value: int, most: int) -> None:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Dtype):
+    if isinstance(value, Dtype | IndexChoice):
         return value.value
     return list(value) if isinstance(value, tuple) else value

@@ -62,6 +62,10 @@ class Telemetry(Protocol):
         """Something stood in for what was not to be had: "registry-cache", "device-cpu"."""
         ...
 
+    def recall_sampled(self, tenant: str, recall: float, *, queries: int) -> None:
+        """So many queries were compared with exact search: `recall` is the share of the true top_k found."""
+        ...
+
 
 class NoTelemetry:
     """Tells nobody; for embedded use."""
@@ -74,3 +78,6 @@ class NoTelemetry:
 
     def fell_back(self, kind: str) -> None:
         """See `Telemetry.fell_back`."""
+
+    def recall_sampled(self, tenant: str, recall: float, *, queries: int) -> None:
+        """See `Telemetry.recall_sampled`."""

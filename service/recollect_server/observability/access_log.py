@@ -67,6 +67,10 @@ class LoggingTelemetry:
         if self._may_write(f"fallback {kind}"):
             log.warning("fell back: %s", kind)
 
+    def recall_sampled(self, tenant: str, recall: float, *, queries: int) -> None:
+        """See `Telemetry.recall_sampled`."""
+        log.debug("recall of %d queries: %.4f", queries, recall, extra={"tenant": tenant})
+
     def flush(self) -> None:
         """Writes what was left out so far. For the end of the process."""
         self._close_windows(float("inf"))

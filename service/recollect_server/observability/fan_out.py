@@ -33,6 +33,10 @@ class Telemetries:
         """See `Telemetry.fell_back`."""
         self._each(lambda telemetry: telemetry.fell_back(kind))
 
+    def recall_sampled(self, tenant: str, recall: float, *, queries: int) -> None:
+        """See `Telemetry.recall_sampled`."""
+        self._each(lambda telemetry: telemetry.recall_sampled(tenant, recall, queries=queries))
+
     def _each(self, tell: Callable[[Telemetry], None]) -> None:
         for telemetry in self._telemetries:
             try:

@@ -102,6 +102,12 @@ class PrometheusTelemetry:
         """See `Telemetry.fell_back`."""
         self._fallbacks.labels(self._kinds.label(kind)).inc()
 
+    def recall_sampled(self, tenant: str, recall: float, *, queries: int) -> None:
+        """See `Telemetry.recall_sampled`."""
+        label = self._tenants.label(tenant)
+        self._recall_sampled.labels(label).inc(queries)
+        self._recall_found.labels(label).inc(queries * recall)
+
     def _refused_or_failed(self, call: CallRecord) -> None:
         if call.reason != INTERNAL:
             reason, tenant = self._reasons.label(call.reason), self._tenants.label(call.tenant)
@@ -123,6 +129,9 @@ class PrometheusTelemetry:
                 request_bytes=self._request_bytes.labels(tenant),
                 response_bytes=self._response_bytes.labels(tenant),
             )
+            if tenant:  # from 0 on, so that a tenant's first sample is an increase like every other
+                self._recall_sampled.labels(tenant)
+                self._recall_found.labels(tenant)
         return meter
 
     def _define_counters(self) -> None:
@@ -140,6 +149,15 @@ class PrometheusTelemetry:
         )
         self._fallbacks = counter(
             "recollect_fallbacks", "How often something stood in for what was not to be had.", "kind"
+        )
+        # Two counters, since a gauge of the last sample would leave out all others between two scrapes.
+        self._recall_sampled = counter(
+            "recollect_recall_sampled_queries", "Queries compared with exact search.", "tenant"
+        )
+        self._recall_found = counter(
+            "recollect_recall_found_queries",
+            "The same, each counted as the share of its true top_k that was found.",
+            "tenant",
         )
         self._authentication_failures = counter(
             "recollect_authentication_failures", "Calls without a valid key.", "transport"

@@ -89,6 +89,9 @@ class TracingTelemetry:
     def fell_back(self, kind: str) -> None:
         """See `Telemetry.fell_back`. Not a matter of traces."""
 
+    def recall_sampled(self, tenant: str, recall: float, *, queries: int) -> None:
+        """See `Telemetry.recall_sampled`. Not a matter of traces."""
+
     def flush(self, *, timeout_s: float = EXPORT_TIMEOUT_S) -> bool:
         """Exports what waits; False if that took too long."""
         return self._provider.force_flush(round(timeout_s * 1000))

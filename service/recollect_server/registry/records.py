@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 
 from recollect_server.domain.audit import Audit
@@ -15,7 +16,7 @@ from recollect_server.domain.credentials import Key
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.identity import Scope
 from recollect_server.domain.registry import Answer, NamespaceRecord
-from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.spec import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.tenants import Quotas, Tenant
 
 
@@ -113,6 +114,8 @@ def encode_namespace(record: NamespaceRecord) -> str:
                 "value_dim": spec.value_dim,
                 "capacity": spec.capacity,
                 "dtype": spec.dtype.value,
+                "index": spec.index.value,
+                "recall": spec.recall,
             },
             "created_at_ms": record.created_at_ms,
             "uid": record.uid,
@@ -127,6 +130,9 @@ def decode_namespace(text: str) -> NamespaceRecord:
     dtype = spec.text("dtype")
     if dtype not in {each.value for each in Dtype}:
         raise _unreadable("spec", f"dtype is {dtype!r}")
+    index = spec.text("index", INDEX_DEFAULT.value)
+    if index not in {each.value for each in IndexChoice}:
+        raise _unreadable("spec", f"index is {index!r}")
     record = NamespaceRecord(
         tenant=fields.text("tenant"),
         name=fields.text("name"),
@@ -137,6 +143,8 @@ def decode_namespace(text: str) -> NamespaceRecord:
             value_dim=spec.number("value_dim"),
             capacity=spec.number("capacity"),
             dtype=Dtype(dtype),
+            index=IndexChoice(index),
+            recall=spec.real("recall", RECALL_DEFAULT),
         ),
         created_at_ms=fields.number("created_at_ms"),
         uid=fields.text("uid"),
@@ -216,6 +224,15 @@ class _Fields:
         if not isinstance(value, int) or isinstance(value, bool):
             raise self._wrong(name, "a whole number")
         return value
+
+    def real(self, name: str, default: object = dataclasses.MISSING) -> float:
+        """A finite number."""
+        value = self.take(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._wrong(name, "a number")
+        if not abs(value) <= sys.float_info.max:  # NaN is neither below nor above
+            raise self._wrong(name, "a finite number")
+        return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""

@@ -60,6 +60,7 @@ class MemoryCalls:
             include_values=request.include_values,
             min_sequences=tuple(request.min_sequences),
             missing_ok=request.missing_ok,
+            exact=request.exact,
         )
         found = await self._turns.take(call.caller, command, self._memory.search, times=call.times)
         return pb.SearchResponse(
@@ -82,6 +83,7 @@ class MemoryCalls:
             with_ids=not request.omit_ids,
             min_sequences=tuple(request.min_sequences),
             missing_ok=request.missing_ok,
+            exact=request.exact,
         )
         attended = await self._turns.take(call.caller, command, self._memory.attend, times=call.times)
         return pb.AttendResponse(

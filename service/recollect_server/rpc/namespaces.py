@@ -9,8 +9,15 @@ from recollect_server.application.commands import Stats
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.registry import NamespaceRecord
-from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.spec import INDEX_DEFAULT, RECALL_DEFAULT, IndexChoice, NamespaceSpec
 from recollect_server.rpc.tensors import DTYPES, WIRE_DTYPES, dtype_name
+
+INDEXES = {
+    pb.INDEX_KIND_EXACT: IndexChoice.EXACT,
+    pb.INDEX_KIND_IVF: IndexChoice.IVF,
+    pb.INDEX_KIND_AUTO: IndexChoice.AUTO,
+}
+WIRE_INDEXES = {index: number for number, index in INDEXES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +33,16 @@ def spec_of(spec: pb.NamespaceSpec) -> NamespaceSpec:
     """The spec in a request; its bounds are the domain's to check.
 
     Raises:
-        InvalidArgumentError: A dtype that nothing is stored in.
+        InvalidArgumentError: A dtype that nothing is stored in, or an index that there is not.
     """
     dtype = DTYPES.get(spec.dtype)
     if dtype is None:
         raise InvalidArgumentError(
             "spec.dtype", f"is {dtype_name(spec.dtype)}; expected float32, float16 or bfloat16"
         )
+    index = INDEXES.get(spec.index) if spec.index else INDEX_DEFAULT
+    if index is None:
+        raise InvalidArgumentError("spec.index", f"is {spec.index}; expected exact, ivf or auto")
     return NamespaceSpec(
         layers=tuple(sorted(spec.layers)),
         heads=spec.heads,
@@ -40,6 +50,8 @@ def spec_of(spec: pb.NamespaceSpec) -> NamespaceSpec:
         value_dim=spec.value_dim,
         capacity=spec.capacity,
         dtype=dtype,
+        index=index,
+        recall=spec.recall or RECALL_DEFAULT,
     )
 
 
@@ -55,6 +67,8 @@ def to_wire(record: NamespaceRecord) -> pb.Namespace:
             value_dim=spec.value_dim,
             capacity=spec.capacity,
             dtype=WIRE_DTYPES[spec.dtype],
+            index=WIRE_INDEXES[spec.index],
+            recall=spec.recall,
         ),
         created_at_ms=record.created_at_ms,
     )
@@ -74,6 +88,12 @@ def stats_to_wire(stats: Stats) -> pb.GetStatsResponse:
                 first_id=bank.first_id,
                 next_sequence=bank.next_sequence,
                 bytes=bank.bytes,
+                index=WIRE_INDEXES[IndexChoice(bank.index.index)],
+                lists=bank.index.lists,
+                probes=bank.index.probes,
+                recall=bank.index.recall,
+                sampled=bank.index.sampled,
+                reason=bank.index.reason,
             )
             for bank in stats.banks
         ],

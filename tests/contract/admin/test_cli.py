@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -128,7 +129,9 @@ async def test_keys(shell: Shell) -> None:
 async def test_namespaces(shell: Shell) -> None:
     """An operator cannot manage namespaces from the shell."""
     await shell.world.add_namespace("acme", "team/run:7")
-    assert "team/run:7" in await shell.done("namespaces", "list", "acme")
+    headings, row = (await shell.done("namespaces", "list", "acme")).splitlines()
+    shown = dict(zip(re.split(" {2,}", headings), re.split(" {2,}", row), strict=True))
+    assert (shown["NAME"], shown["INDEX"], shown["RECALL"]) == ("team/run:7", "auto", "0.95")
     assert "float16" in await shell.done("namespaces", "get", "acme", "team/run:7")
     stats = json.loads(await shell.done("namespaces", "stats", "acme", "team/run:7", "--json"))
     assert stats == {"streams": 2, "entries": 3, "bytes": 4}

@@ -22,6 +22,7 @@ async def test_any_name_is_one_segment_of_the_path(api: Api, name: str, holder: 
     found = await api.call("GET", path, holder=holder)
     assert found.json()["name"] == name
     assert found.json()["spec"]["dtype"] == "float16"
+    assert (found.json()["spec"]["index"], found.json()["spec"]["recall"]) == ("auto", 0.95)
     assert (await api.call("GET", f"{path}/stats", holder=holder)).json()["entries"] == 3
     evicted = await api.call("POST", f"{path}:evict", {"selector": {"kind": "all"}}, holder=holder)
     assert evicted.json() == {"evicted": 5}

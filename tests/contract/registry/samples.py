@@ -6,11 +6,20 @@ from recollect_server.domain.audit import Audit
 from recollect_server.domain.credentials import Key, digest_of
 from recollect_server.domain.identity import Scope
 from recollect_server.domain.registry import NamespaceRecord
-from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.tenants import Quotas, Tenant
 
 NOW_MS = 1_700_000_000_000
-SPEC = NamespaceSpec((0, 8), heads=4, key_dim=64, value_dim=32, capacity=4096, dtype=Dtype.BFLOAT16)
+SPEC = NamespaceSpec(
+    (0, 8),
+    heads=4,
+    key_dim=64,
+    value_dim=32,
+    capacity=4096,
+    dtype=Dtype.BFLOAT16,
+    index=IndexChoice.IVF,
+    recall=0.8,
+)
 
 
 def audit(action: str = "test", *, tenant: str = "acme", target: str = "") -> Audit:

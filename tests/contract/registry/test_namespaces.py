@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 
 import pytest
 
-from recollect_server.domain.registry import Creation, Registry
+from recollect_server.domain.registry import Creation, NamespaceRecord, Registry
+from recollect_server.domain.spec import IndexChoice
+from recollect_server.registry import records
 from tests.contract.registry.samples import audit, namespace, tenant
 
 
@@ -25,6 +29,26 @@ async def test_what_is_created_is_found_by_its_tenant_alone(registry: Registry) 
     for whose, name in (("other", "run-7"), ("", "run-7"), ("acme", "run-"), ("acme", "")):
         assert await registry.namespace(whose, name) is None
     assert await registry.namespaces("other", after="", limit=9) == []
+
+
+async def test_what_an_earlier_version_wrote_asks_for_the_defaults(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade the namespaces of before cannot be read, or ask for an index that nobody asked for."""
+    encode = records.encode_namespace
+
+    def encode_as_before(record: NamespaceRecord) -> str:
+        written = json.loads(encode(record))
+        del written["spec"]["index"], written["spec"]["recall"]
+        return json.dumps(written)
+
+    monkeypatch.setattr(records, "encode_namespace", encode_as_before)
+    made = namespace("n")
+    assert await registry.create_namespace(made, at_most=9, audit=audit()) is Creation.CREATED
+    asked = dataclasses.replace(made.spec, index=IndexChoice.AUTO, recall=0.95)
+    expected = dataclasses.replace(made, spec=asked)
+    assert await registry.namespace("acme", "n") == expected
+    assert await registry.namespaces("acme", after="", limit=9) == [expected]
 
 
 async def test_a_name_is_given_once_in_a_tenant(registry: Registry) -> None:

@@ -80,6 +80,12 @@ CASES: list[tuple[str, Mapping[str, object], str, object]] = [
     ("create_namespace", CREATE, "layers", 1),
     ("create_namespace", CREATE, "heads", 0),
     ("create_namespace", CREATE, "dtype", "int8"),
+    ("create_namespace", CREATE, "index", "hnsw"),
+    ("create_namespace", CREATE, "index", 1),
+    ("create_namespace", CREATE, "recall", 0),
+    ("create_namespace", CREATE, "recall", -0.5),
+    ("create_namespace", CREATE, "recall", float("nan")),
+    ("create_namespace", CREATE, "recall", "most"),
 ]
 
 

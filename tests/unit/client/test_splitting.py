@@ -165,7 +165,9 @@ def test_no_message_is_over_the_limit(
     streams = [f"{row}".rjust(name_length, "s") for row in range(rows)]
     queries = floats((rows, groups * spec.heads, tokens, spec.key_dim))
     read = check_read("namespace", spec, 0, queries, streams=streams, min_sequences=[2**60] * rows)
-    search = prepare_search(read, top_k=top_k, include=frozenset(("keys", "values")), missing_ok=True)(bounds)
+    search = prepare_search(
+        read, top_k=top_k, include=frozenset(("keys", "values")), missing_ok=True, exact=True
+    )(bounds)
     for index in range(search.count):
         request = search.build(index)
         assert isinstance(request, pb.SearchRequest)
@@ -180,7 +182,7 @@ def test_no_message_is_over_the_limit(
         assert max(request.ByteSize(), reply.ByteSize()) <= bytes_max
         search.accept(index, reply)
     assert search.finish().keys is not None
-    attend = prepare_attend(read, top_k=top_k, scale=None, with_ids=True, missing_ok=True)(bounds)
+    attend = prepare_attend(read, top_k=top_k, scale=None, with_ids=True, missing_ok=True, exact=True)(bounds)
     for index in range(attend.count):
         request = attend.build(index)
         assert isinstance(request, pb.AttendRequest)

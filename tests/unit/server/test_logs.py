@@ -300,10 +300,14 @@ def test_what_one_telemetry_raises_reaches_nobody(lines: io.StringIO) -> None:
         def fell_back(self, kind: str) -> None:
             raise RuntimeError("a defect")
 
+        def recall_sampled(self, tenant: str, recall: float, *, queries: int) -> None:
+            raise RuntimeError("a defect")
+
     telemetries: Telemetry = Telemetries([Broken(), LoggingTelemetry()])
     for _ in range(5):
         telemetries.call_ended(CALL)
     telemetries.evicted("acme", 1, cause="request")
+    telemetries.recall_sampled("acme", 0.9, queries=1)
     telemetries.fell_back("device-cpu")
     messages = [str(line["message"]) for line in parsed(lines)]
     assert sum(message.startswith("Broken failed") for message in messages) == 1

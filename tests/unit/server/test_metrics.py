@@ -106,6 +106,22 @@ def test_evictions_and_fallbacks_are_counted() -> None:
     assert seen["recollect_fallbacks_total", ("registry-cache",)] == 1
 
 
+def test_recall_is_counted_by_the_query() -> None:
+    """An operator would see the recall of the last sample alone, or not that a tenant was never compared."""
+    metrics = telemetry()
+    metrics.call_ended(CALL)
+    metrics.call_ended(dataclasses.replace(CALL, tenant=""))
+    before = samples(metrics)
+    assert ("recollect_recall_sampled_queries_total", ("",)) not in before
+    assert before["recollect_recall_sampled_queries_total", ("acme",)] == 0
+    assert before["recollect_recall_found_queries_total", ("acme",)] == 0
+    metrics.recall_sampled("acme", 0.5, queries=30)
+    metrics.recall_sampled("acme", 1.0, queries=10)
+    after = samples(metrics)
+    assert after["recollect_recall_sampled_queries_total", ("acme",)] == 40
+    assert after["recollect_recall_found_queries_total", ("acme",)] == 25
+
+
 def test_gauges_are_read_at_each_scrape() -> None:
     """Memory, queues and readiness would show what they were when the server started."""
     metrics, server = telemetry(), Server({"acme": TenantState(bytes=5, entries=4, calls_queued=3)})
@@ -136,6 +152,7 @@ def test_ten_thousand_tenants_make_no_more_series_than_a_hundred() -> None:
                 dataclasses.replace(CALL, tenant=name, status="UNAVAILABLE", reason="OVERLOADED")
             )
             metrics.evicted(name, 1, cause="request")
+            metrics.recall_sampled(name, 0.9, queries=1)
             server.held[name] = TenantState(bytes=1)
         return len(samples(metrics))
 

@@ -14,7 +14,7 @@ from recollect_server.domain.credentials import Key
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.identity import Scope
 from recollect_server.domain.registry import Answer, NamespaceRecord
-from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.tenants import Quotas, Tenant
 from recollect_server.registry import records
 
@@ -46,6 +46,8 @@ SPECS = st.builds(
     NUMBERS,
     NUMBERS,
     st.sampled_from(Dtype),
+    st.sampled_from(IndexChoice),
+    st.floats(0.5, 1.0),
 )
 NAMESPACES = st.builds(NamespaceRecord, st.text(), st.text(), SPECS, NUMBERS, st.text())
 AUDITS = st.builds(Audit, NUMBERS, *[st.text()] * 6)
@@ -96,13 +98,16 @@ def test_audits_and_answers_come_back_as_they_were(audit: Audit, answer: Answer)
 
 
 def test_what_an_older_version_did_not_write_has_its_default() -> None:
-    """After an upgrade that adds a quota, the tenants of before cannot be read."""
+    """After an upgrade that adds a quota or an index, the tenants or namespaces of before cannot be read."""
     assert records.decode_tenant('{"name": "acme", "created_at_ms": 5}') == Tenant("acme", 5)
     some = '{"name": "acme", "created_at_ms": 5, "quotas": {"weight": 2}, "revision": 4}'
     assert records.decode_tenant(some) == Tenant("acme", 5, Quotas(weight=2), revision=4)
     digest = "ab" * 32
     bare = f'{{"key_id": "k", "tenant": null, "digest": "{digest}", "scopes": [], "created_at_ms": 5}}'
     assert decode_key(bare) == Key("k", None, bytes.fromhex(digest), frozenset(), "", 5)
+    spec = {name: value for name, value in NAMESPACE["spec"].items() if name not in ("index", "recall")}
+    before = records.decode_namespace(json.dumps({**NAMESPACE, "spec": spec})).spec
+    assert (before.index, before.recall) == (IndexChoice.AUTO, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,15 @@ def test_what_an_older_version_did_not_write_has_its_default() -> None:
         (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "dtype": "int8"}}),
         (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "layers": ["0"]}}),
         (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "layers": 0}}),
-        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "index": "ivf"}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "index": "hnsw"}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "index": 1}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "recall": "0.9"}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "recall": True}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "recall": None}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "recall": float("nan")}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "recall": float("inf")}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "recall": 10**400}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "probes": 8}}),
         (records.decode_namespace, NAMESPACE, {"uid": 7}),
         (records.decode_audit, AUDIT, {"at_ms": "now"}),
         (records.decode_audit, AUDIT, {"new": ""}),

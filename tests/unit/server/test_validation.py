@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -47,6 +48,8 @@ ALLOWED: dict[str, Callable[[], object]] = {
     "ids": lambda: validation.check_selector(ByIds(np.arange(4)), LIMITS),
     "no entries": lambda: validation.check_selector(Oldest(0), LIMITS),
     "no age": lambda: validation.check_selector(OlderThan(0.0), LIMITS),
+    "least recall": lambda: dataclasses.replace(SPEC, recall=0.5).validate(LIMITS),
+    "perfect recall": lambda: dataclasses.replace(SPEC, recall=1.0).validate(LIMITS),
     "name": lambda: validate_name("name", "a/b@+-", LIMITS),
     "answer": lambda: validation.check_answer_bytes(
         10, hit_bytes=8, other_bytes=20, limits=Limits(message_bytes_max=100)
@@ -56,6 +59,18 @@ ALLOWED: dict[str, Callable[[], object]] = {
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no rows": (lambda: validation.check_streams([], LIMITS, distinct=True), "streams: has 0"),
     "rows": (lambda: validation.check_streams(["a"] * 4, LIMITS, distinct=False), "streams: has 4"),
+    "recall": (
+        lambda: dataclasses.replace(SPEC, recall=0.4999).validate(LIMITS),
+        "spec.recall: is 0.4999; it must be from 0.5 to 1.0",
+    ),
+    "recall beyond all": (
+        lambda: dataclasses.replace(SPEC, recall=1.01).validate(LIMITS),
+        "spec.recall: is 1.01",
+    ),
+    "no recall at all": (
+        lambda: dataclasses.replace(SPEC, recall=np.nan).validate(LIMITS),
+        "spec.recall: is nan",
+    ),
     "top_k 0": (lambda: validation.check_top_k(0, LIMITS), "top_k: is 0"),
     "top_k": (lambda: validation.check_top_k(8, LIMITS), "from 1 to 7"),
     "no tokens": (lambda: entries(ones(2, 2, 0, 4), ones(2, 2, 0, 3)), "keys: has 0 tokens"),

@@ -14,7 +14,8 @@ from recollect_server.admin.cli.tenants import confirm, path_of
 
 app = typer.Typer(help="Namespaces of a tenant.", no_args_is_help=True)
 
-COLUMNS = ("name", "layers", "heads", "key_dim", "value_dim", "capacity", "dtype", "created_at_ms")
+SPEC = ("layers", "heads", "key_dim", "value_dim", "capacity", "dtype", "index", "recall")
+COLUMNS = ("name", *SPEC, "created_at_ms")
 
 Tenant = Annotated[str, typer.Argument(help="Whose it is.")]
 Name = Annotated[str, typer.Argument(help="Of the namespace.", metavar="NAMESPACE")]

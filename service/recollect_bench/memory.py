@@ -1,0 +1,91 @@
+"""A namespace for a workload, filled with a data set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import recollect
+from recollect_bench.datasets import Floats
+from recollect_bench.server import Server, memory_server
+
+LAYER, STREAM = 1, "a"
+BLOCK = 8192
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@contextmanager
+def server_and_client() -> Iterator[tuple[Server, recollect.Client]]:
+    """A server, and a client on its unix socket."""
+    with memory_server() as server, recollect.connect(server.unix_url, timeout_s=600) as client:
+        yield server, client
+
+
+def namespace(
+    client: recollect.Client,
+    name: str,
+    *,
+    dim: int,
+    capacity: int,
+    heads: int = 1,
+    index: str | None = None,
+    dtype: Dtype = "float32",
+) -> recollect.Namespace:
+    """An empty namespace of one layer, `LAYER`.
+
+    Args:
+        client: Of the server.
+        name: Of the namespace.
+        dim: Size of keys and values.
+        capacity: Entries of a stream.
+        heads: Of keys and values.
+        index: "exact", "ivf" or "auto"; None: what the server does by itself.
+        dtype: Of what is stored and sent.
+
+    Raises:
+        NotImplementedError: An index is named, but this client cannot name one.
+    """
+    chosen: dict[str, object] = {}
+    if index is not None:
+        if not can_choose_index():
+            raise NotImplementedError("this version of recollect has no choice of index")
+        chosen["index"] = index
+    create = cast("object", client.create_namespace)
+    assert callable(create)
+    made: recollect.Namespace = create(
+        name, layers=[LAYER], heads=heads, key_dim=dim, value_dim=dim, capacity=capacity, dtype=dtype, **chosen
+    )
+    return made
+
+
+def can_choose_index() -> bool:
+    """Whether `create_namespace` has an argument for it."""
+    return "index" in inspect.signature(recollect.Client.create_namespace).parameters
+
+
+def fill(space: recollect.Namespace, keys: Floats, values: Floats, *, stream: str = STREAM) -> int:
+    """Adds entries in order, to every head alike.
+
+    Args:
+        space: Of heads H.
+        keys: [N, D], or [H, N, D].
+        values: Likewise.
+        stream: To add to.
+
+    Returns:
+        The id of the first entry; the others follow.
+    """
+    first_id = 0
+    keys, values = with_heads(keys), with_heads(values)
+    for first in range(0, keys.shape[2], BLOCK):
+        part = slice(first, first + BLOCK)
+        added = space.add(LAYER, keys[:, :, part], values[:, :, part], streams=[stream])
+        first_id = first_id if first else added.first_ids[0]
+    return first_id
+
+
+def with_heads(array: Floats) -> Floats:
+    """[N, D] or [H, N, D] as [1, H, N, D]."""
+    return array[None, None] if array.ndim == 2 else array[None]

@@ -1,0 +1,130 @@
+"""One peer, in a process of its own environment's Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recollect_bench.datasets import Floats
+from recollect_bench.truth import Ids
+
+ADAPTERS = Path(__file__).parent
+THREADS = os.cpu_count() or 1
+"""A peer has as many as the memory server."""
+
+
+class PeerError(Exception):
+    """A peer could not do what it was asked, with its own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the streaming job: how long it took inside the peer, and what was found."""
+
+    seconds: float
+    parts_s: dict[str, float]
+    ids: Ids
+    values: Floats
+
+
+class Peer:
+    """A running peer. Every time is taken in its process, around its own calls.
+
+    Args:
+        name: Of the adapter.
+        python: Of the peer's environment.
+        settings: What its adapter is opened with.
+
+    Raises:
+        PeerError: It did not open.
+    """
+
+    def __init__(self, name: str, python: Path, **settings: int) -> None:
+        self.name = name
+        environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "passive"}
+        self._process = subprocess.Popen(
+            [str(python), str(ADAPTERS / f"{name}_adapter.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        self._ask("open", settings=settings)
+
+    def add(self, keys: Floats, values: Floats) -> float:
+        """Appends entries; ids go on from the last. Returns seconds."""
+        return self._seconds(self._ask("add", keys, values)[0])
+
+    def search(self, queries: Floats) -> tuple[float, Ids]:
+        """The k best ids of each query. Returns seconds, and ids [M, k]."""
+        fields, arrays = self._ask("search", queries)
+        return self._seconds(fields), arrays[0]
+
+    def step(self, keys: Floats, values: Floats, queries: Floats, *, evict: int) -> Step:
+        """Adds, searches with values, and evicts the oldest."""
+        fields, (ids, found) = self._ask("step", keys, values, queries, evict=evict)
+        parts = {n: float(str(fields[n])) for n in ("add_s", "search_s", "evict_s")}
+        return Step(self._seconds(fields), parts, ids, found)
+
+    def tune(self, effort: int) -> None:
+        """Sets how hard it searches."""
+        self._ask("tune", effort=effort)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self, op: str, *arrays: Floats, **fields: object
+    ) -> tuple[Mapping[str, object], Sequence[NDArray[np.generic]]]:
+        source, sink = self._process.stdout, self._process.stdin
+        assert source is not None
+        assert sink is not None
+        arrays = tuple(np.ascontiguousarray(array) for array in arrays)
+        about = [[array.dtype.str, list(array.shape)] for array in arrays]
+        try:
+            sink.write(json.dumps({"op": op, "arrays": about, **fields}).encode() + b"\n")
+            for array in arrays:
+                sink.write(array.data)
+            sink.flush()
+            line = source.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise PeerError(f"{self.name} ended (exit status {self._process.wait()})")
+        answer = json.loads(line)
+        found = []
+        for dtype, shape in answer.pop("arrays"):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            found.append(np.frombuffer(source.read(size), dtype).reshape(shape))
+        if "error" in answer:
+            raise PeerError(f"{self.name}: {answer['error']}")
+        return answer, found
+
+    @staticmethod
+    def _seconds(fields: Mapping[str, object]) -> float:
+        return float(str(fields["seconds"]))

@@ -32,6 +32,8 @@ def serve(peer_class):
                 _answer(answers, *_one(peer, request["op"], arrays, request))
         except Exception as error:
             _answer(answers, {"error": f"{type(error).__name__}: {error}"[:500]})
+    if hasattr(peer, "close"):
+        peer.close()
 
 
 def _step(peer, arrays, evict):

@@ -17,12 +17,14 @@ class PeerKind:
         name: Of its adapter and of its environment.
         packages: What is installed there, with exact versions.
         efforts: Search settings to try in order, until recall is 0.95; one, if it has none or is exact.
+        evicts: Whether it can drop old entries.
         note: What a reader should know about it.
     """
 
     name: str
     packages: tuple[str, ...]
     efforts: tuple[int, ...] = (0,)
+    evicts: bool = True
     note: str = ""
 
     @property
@@ -31,12 +33,36 @@ class PeerKind:
         return HOME / self.name / "bin" / "python"
 
 
+_HNSW_EFFORTS = (32, 64, 128, 256, 512)
+_NUMPY = "numpy==2.4.6"
+
 PEERS = {
     kind.name: kind
     for kind in (
-        PeerKind("usearch", ("usearch==2.26.6", "numpy==2.4.6"), efforts=(32, 64, 128, 256, 512)),
+        PeerKind("usearch", ("usearch==2.26.6", _NUMPY), efforts=_HNSW_EFFORTS),
+        PeerKind(
+            "lucidrains",
+            ("memorizing-transformers-pytorch==0.4.1", "torch==2.13.0", "faiss-cpu==1.15.1", _NUMPY),
+            efforts=(16, *_HNSW_EFFORTS),
+            evicts=False,
+            note="before its first overflow, so it grows and evicts nothing; no worker processes",
+        ),
+        PeerKind("hnswlib", ("hnswlib==0.8.0", _NUMPY), efforts=_HNSW_EFFORTS),
+        PeerKind("faiss", ("faiss-cpu==1.15.1", _NUMPY), note="IndexFlatIP, exact"),
+        PeerKind(
+            "qdrant", ("qdrant-edge-py==0.9.0", _NUMPY), efforts=_HNSW_EFFORTS, note="without fetching values"
+        ),
+        PeerKind(
+            "chroma", ("chromadb==1.5.9", _NUMPY), efforts=_HNSW_EFFORTS, note="a server; no values fetched"
+        ),
+        PeerKind(
+            "milvus", ("milvus-lite==3.2.2", "pymilvus==3.0.2", _NUMPY), note="flat; without fetching values"
+        ),
+        PeerKind("lancedb", ("lancedb==0.40.0", "pyarrow==26.0.1", _NUMPY), note="exact scan"),
     )
 }
+MAIN = ("usearch", "lucidrains")
+"""Those that the goals name; the others take part with `--peers all`."""
 
 
 def reason_absent(name: str) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from recollect_bench.truth import Ids
 ADAPTERS = Path(__file__).parent
 THREADS = os.cpu_count() or 1
 """A peer has as many as the memory server."""
+STOP_TIMEOUT_S = 10.0
 
 
 class PeerError(Exception):
@@ -58,7 +60,11 @@ class Peer:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
-        self._ask("open", settings=settings)
+        try:
+            self._ask("open", settings=settings)
+        except PeerError:
+            self.close()
+            raise
 
     def add(self, keys: Floats, values: Floats) -> float:
         """Appends entries; ids go on from the last. Returns seconds."""
@@ -80,15 +86,17 @@ class Peer:
         self._ask("tune", effort=effort)
 
     def close(self) -> None:
-        """Ends it."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
+        """Ends it: by the end of its input, so that it can end what it started, or else at once."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self

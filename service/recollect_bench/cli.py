@@ -15,16 +15,31 @@ from recollect_bench.scale import Scale
 
 WORKLOADS = {
     "streaming": "add 512, search 512, evict 512 over gRPC, against usearch and others in process",
+    "auto": "the engine that auto chose, against the best fixed one",
+    "exact": "exact search against the bare matrix product",
+    "ingest": "vectors a second over gRPC, against LanceDB",
+    "scaling": "512 queries over 16,384 to 2,097,152 entries",
+    "decode768": "8 queries over 524,288 x 768, against plain exact FAISS",
+    "attend_grpc": "attend through a unix socket, against attend in process",
+    "echo": "one decoding step, against an echo of the same bytes over gRPC",
+    "conversations": "64 decoding at once, against one after another",
+    "training": "a training step with memory behind gRPC, against in process",
+    "fetch": "attend, against fetching keys and values",
+    "memory": "the server's memory for an entry beyond key and value",
 }
 EXIT_BAD_ARGUMENT = 2
 
 
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Workloads; none: all.", show_default=False)] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Workloads; none: all.", show_default=False)
+    ] = None,
     *,
     list_: Annotated[bool, typer.Option("--list", help="List the workloads and end.")] = False,
     data: Annotated[list[str] | None, typer.Option(help="Data set; may be given more than once.")] = None,
-    peers: Annotated[str, typer.Option(help="Names with commas between, all, or none.")] = "usearch,lucidrains",
+    peers: Annotated[
+        str, typer.Option(help="Names with commas between, all, or none.")
+    ] = "usearch,lucidrains",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: to see that it works.")] = False,
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write report.json there.")] = None,
@@ -36,11 +51,15 @@ def bench(
         return
     from recollect_bench.peers.installed import PEERS
 
-    chosen = {"all": tuple(PEERS), "none": ()}.get(peers) 
+    chosen = {"all": tuple(PEERS), "none": ()}.get(peers)
     if chosen is None:
         chosen = tuple(p for p in peers.split(",") if p in PEERS)
     scale = Scale(
-        data=tuple(data or ()), peers=chosen, seed=seed, rounds=5 if quick else 15, seconds_max=8 if quick else 30
+        data=tuple(data or ()),
+        peers=chosen,
+        seed=seed,
+        rounds=5 if quick else 15,
+        seconds_max=8 if quick else 30,
     )
     outcomes: dict[str, Outcome] = {}
     for name in names or WORKLOADS:

@@ -54,14 +54,17 @@ def names() -> tuple[str, ...]:
     return ("keys", *_MAKERS)
 
 
-def make(name: str, *, entries: int, queries: int, dim: int = 64, seed: int = 0) -> DataSet:
+def make(
+    name: str, *, entries: int, queries: int, dim: int = 64, value_dim: int | None = None, seed: int = 0
+) -> DataSet:
     """Makes a data set; the same arguments give the same numbers.
 
     Args:
         name: One of `names()`.
         entries: N.
         queries: M.
-        dim: Size of a key and of a value. Captured keys have the size of their model's heads instead.
+        dim: Size of a key. Captured keys and values have the size of their model's heads instead.
+        value_dim: Size of a value; None: that of a key.
         seed: Of all that is drawn.
 
     Raises:
@@ -77,7 +80,7 @@ def make(name: str, *, entries: int, queries: int, dim: int = 64, seed: int = 0)
     # One draw for both: queries are points that were left out.
     points = _MAKERS[name](generator, entries + queries, dim)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    values = generator.standard_normal((entries, dim), dtype=np.float32)
+    values = generator.standard_normal((entries, value_dim or dim), dtype=np.float32)
     return DataSet(name, keys=points[:entries], values=values, queries=points[entries:])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, cast
@@ -28,6 +29,7 @@ def namespace(
     name: str,
     *,
     dim: int,
+    value_dim: int | None = None,
     capacity: int,
     heads: int = 1,
     index: str | None = None,
@@ -38,7 +40,8 @@ def namespace(
     Args:
         client: Of the server.
         name: Of the namespace.
-        dim: Size of keys and values.
+        dim: Size of a key.
+        value_dim: Size of a value; None: that of a key.
         capacity: Entries of a stream.
         heads: Of keys and values.
         index: "exact", "ivf" or "auto"; None: what the server does by itself.
@@ -55,7 +58,14 @@ def namespace(
     create = cast("object", client.create_namespace)
     assert callable(create)
     made: recollect.Namespace = create(
-        name, layers=[LAYER], heads=heads, key_dim=dim, value_dim=dim, capacity=capacity, dtype=dtype, **chosen
+        name,
+        layers=[LAYER],
+        heads=heads,
+        key_dim=dim,
+        value_dim=value_dim or dim,
+        capacity=capacity,
+        dtype=dtype,
+        **chosen,
     )
     return made
 
@@ -84,6 +94,14 @@ def fill(space: recollect.Namespace, keys: Floats, values: Floats, *, stream: st
         added = space.add(LAYER, keys[:, :, part], values[:, :, part], streams=[stream])
         first_id = first_id if first else added.first_ids[0]
     return first_id
+
+
+def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> None:
+    """Searches for a while, so that an index that is built beside the answers can be ready."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds:
+        space.search(LAYER, with_heads(queries), top_k=1, streams=[STREAM])
+        time.sleep(0.05)
 
 
 def with_heads(array: Floats) -> Floats:

@@ -48,7 +48,11 @@ def _step(peer, arrays, evict):
         peer.evict(evict)
     times.append(time.perf_counter())
     parts = dict(zip(("add_s", "search_s", "evict_s"), np.diff(times).tolist()))
-    return {"seconds": times[-1] - times[0], **parts}, np.asarray(ids, np.int64), np.asarray(found, np.float32)
+    return (
+        {"seconds": times[-1] - times[0], **parts},
+        np.asarray(ids, np.int64),
+        np.asarray(found, np.float32),
+    )
 
 
 def _one(peer, op, arrays, request):

@@ -15,7 +15,7 @@ from _adapter import serve
 class Peer:
     """One collection. Values are looked up beside it: the most favourable way."""
 
-    def __init__(self, dim, capacity, k, threads, effort):
+    def __init__(self, dim, value_dim, capacity, k, threads, effort):
         self.k = k
         self.folder = tempfile.TemporaryDirectory()
         with socket.socket() as free:
@@ -34,7 +34,7 @@ class Peer:
         hnsw = {"space": "ip", "ef_search": effort, "num_threads": threads}
         self.collection = client.create_collection("memory", configuration={"hnsw": hnsw})
         self.most = min(5000, client.get_max_batch_size())
-        self.values = np.zeros((capacity * 2, dim), np.float32)
+        self.values = np.zeros((capacity * 2, value_dim), np.float32)
         self.first = self.next = 0
 
     def tune(self, effort):
@@ -44,7 +44,9 @@ class Peer:
         ids = np.arange(self.next, self.next + len(keys))
         self.values[ids % len(self.values)] = values
         for i in range(0, len(keys), self.most):
-            self.collection.add(ids=[str(n) for n in ids[i : i + self.most]], embeddings=keys[i : i + self.most])
+            self.collection.add(
+                ids=[str(n) for n in ids[i : i + self.most]], embeddings=keys[i : i + self.most]
+            )
         self.next += len(keys)
 
     def search(self, queries):

@@ -8,11 +8,11 @@ from _adapter import serve
 class Peer:
     """An index in which row i holds the i-th oldest entry, and an array of values like it."""
 
-    def __init__(self, dim, capacity, k, threads, effort):
+    def __init__(self, dim, value_dim, capacity, k, threads, effort):
         faiss.omp_set_num_threads(threads)
         self.k = k
         self.index = faiss.IndexFlatIP(dim)
-        self.values = np.zeros((capacity * 2, dim), np.float32)
+        self.values = np.zeros((capacity * 2, value_dim), np.float32)
         self.first = self.next = 0
 
     def tune(self, effort):

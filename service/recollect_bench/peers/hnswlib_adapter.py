@@ -8,13 +8,13 @@ from _adapter import serve
 class Peer:
     """An index beside an array of values, in which the value of id i is at i modulo the room."""
 
-    def __init__(self, dim, capacity, k, threads, effort):
+    def __init__(self, dim, value_dim, capacity, k, threads, effort):
         self.k = k
         self.index = hnswlib.Index(space="ip", dim=dim)
         self.index.init_index(max_elements=capacity, allow_replace_deleted=True)
         self.index.set_num_threads(threads)
         self.tune(effort)
-        self.values = np.zeros((capacity * 2, dim), np.float32)
+        self.values = np.zeros((capacity * 2, value_dim), np.float32)
         self.first = self.next = 0
 
     def tune(self, effort):

@@ -15,7 +15,7 @@ from memorizing_transformers_pytorch.knn_memory import KNNMemory
 class Peer:
     """One KNNMemory of one index."""
 
-    def __init__(self, dim, capacity, k, threads, effort):
+    def __init__(self, dim, value_dim, capacity, k, threads, effort):
         torch.set_num_threads(threads)
         self.k = k
         self.folder = tempfile.TemporaryDirectory()
@@ -24,6 +24,7 @@ class Peer:
         self.memory = KNNMemory(dim, max_memories=capacity * 2, memmap_filename=file, multiprocessing=False)
         knn = self.memory.knns[0]
         search = knn.search
+
         # It returns no ids: they are noted as they pass, to judge its answers by.
         def noting(*args, **options):
             self.found = search(*args, **options)

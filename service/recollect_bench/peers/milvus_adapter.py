@@ -13,7 +13,7 @@ BATCH = 5000
 class Peer:
     """One collection. Values are looked up beside it: the most favourable way."""
 
-    def __init__(self, dim, capacity, k, threads, effort):
+    def __init__(self, dim, value_dim, capacity, k, threads, effort):
         self.k = k
         self.folder = tempfile.TemporaryDirectory()
         self.client = MilvusClient(str(Path(self.folder.name) / "memory.db"))
@@ -23,7 +23,7 @@ class Peer:
         index = self.client.prepare_index_params()
         index.add_index("vector", index_type="FLAT", metric_type="IP")
         self.client.create_collection("memory", schema=schema, index_params=index)
-        self.values = np.zeros((capacity * 2, dim), np.float32)
+        self.values = np.zeros((capacity * 2, value_dim), np.float32)
         self.first = self.next = 0
 
     def tune(self, effort):
@@ -38,7 +38,9 @@ class Peer:
         self.next += len(keys)
 
     def search(self, queries):
-        answers = self.client.search("memory", list(queries), limit=self.k, search_params={"metric_type": "IP"})
+        answers = self.client.search(
+            "memory", list(queries), limit=self.k, search_params={"metric_type": "IP"}
+        )
         found = np.array([[hit["id"] for hit in hits] for hits in answers], np.int64)
         return found, self.values[found % len(self.values)]
 

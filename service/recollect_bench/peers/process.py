@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recollect_bench.datasets import Floats
-from recollect_bench.truth import Ids
+from recollect_bench.peers.installed import PEERS
+from recollect_bench.truth import Ids, recall
 
 ADAPTERS = Path(__file__).parent
 THREADS = os.cpu_count() or 1
@@ -42,19 +43,26 @@ class Peer:
     """A running peer. Every time is taken in its process, around its own calls.
 
     Args:
-        name: Of the adapter.
-        python: Of the peer's environment.
-        settings: What its adapter is opened with.
+        name: Of the peer.
+        dim: Size of a key.
+        value_dim: Size of a value; None: that of a key.
+        capacity: Entries that it has to hold at once.
+        top_k: Entries for each query.
 
     Raises:
         PeerError: It did not open.
     """
 
-    def __init__(self, name: str, python: Path, **settings: int) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, *, dim: int, value_dim: int | None = None, capacity: int, top_k: int
+    ) -> None:
+        kind = PEERS[name]
+        self.name, self.evicts, self.note = name, kind.evicts, kind.note
+        settings = {"dim": dim, "value_dim": value_dim or dim, "capacity": capacity, "k": top_k}
+        settings |= {"threads": THREADS, "effort": kind.efforts[0]}
         environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "passive"}
         self._process = subprocess.Popen(
-            [str(python), str(ADAPTERS / f"{name}_adapter.py")],
+            [str(kind.python), str(ADAPTERS / f"{name}_adapter.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -68,22 +76,38 @@ class Peer:
 
     def add(self, keys: Floats, values: Floats) -> float:
         """Appends entries; ids go on from the last. Returns seconds."""
-        return self._seconds(self._ask("add", keys, values)[0])
+        return _seconds(self._ask("add", keys, values)[0])
 
     def search(self, queries: Floats) -> tuple[float, Ids]:
         """The k best ids of each query. Returns seconds, and ids [M, k]."""
         fields, arrays = self._ask("search", queries)
-        return self._seconds(fields), arrays[0]
+        return _seconds(fields), arrays[0]
 
     def step(self, keys: Floats, values: Floats, queries: Floats, *, evict: int) -> Step:
-        """Adds, searches with values, and evicts the oldest."""
+        """Adds, searches with values, and evicts the oldest, if it can."""
+        evict = evict if self.evicts else 0
         fields, (ids, found) = self._ask("step", keys, values, queries, evict=evict)
         parts = {n: float(str(fields[n])) for n in ("add_s", "search_s", "evict_s")}
-        return Step(self._seconds(fields), parts, ids, found)
+        return Step(_seconds(fields), parts, ids, found)
 
-    def tune(self, effort: int) -> None:
-        """Sets how hard it searches."""
-        self._ask("tune", effort=effort)
+    def tune(self, keys: Floats, queries: Floats, *, recall_goal: float = 0.95) -> float:
+        """Lets it search as hard as it must to answer well, and no harder.
+
+        Args:
+            keys: [N, D], all that it holds.
+            queries: [M, D], a sample.
+            recall_goal: To be reached with the least effort; with the largest, if none reaches it.
+
+        Returns:
+            The recall reached.
+        """
+        reached = 0.0
+        for effort in PEERS[self.name].efforts:
+            self._ask("tune", effort=effort)
+            reached = recall(self.search(queries)[1], keys, queries)
+            if reached >= recall_goal:
+                break
+        return reached
 
     def close(self) -> None:
         """Ends it: by the end of its input, so that it can end what it started, or else at once."""
@@ -133,6 +157,6 @@ class Peer:
             raise PeerError(f"{self.name}: {answer['error']}")
         return answer, found
 
-    @staticmethod
-    def _seconds(fields: Mapping[str, object]) -> float:
-        return float(str(fields["seconds"]))
+
+def _seconds(fields: Mapping[str, object]) -> float:
+    return float(str(fields["seconds"]))

@@ -24,12 +24,12 @@ FIRST_LOAD = 4096
 class Peer:
     """One shard. Values are looked up beside it: the most favourable way."""
 
-    def __init__(self, dim, capacity, k, threads, effort):
+    def __init__(self, dim, value_dim, capacity, k, threads, effort):
         self.k = k
         self.folder = tempfile.TemporaryDirectory()
         config = EdgeConfig(EdgeVectorParams(size=dim, distance=Distance.Dot), max_search_threads=threads)
         self.shard = EdgeShard.create(self.folder.name, config)
-        self.values = np.zeros((capacity * 2, dim), np.float32)
+        self.values = np.zeros((capacity * 2, value_dim), np.float32)
         self.first = self.next = 0
         self.tune(effort)
 

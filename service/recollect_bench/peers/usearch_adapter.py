@@ -8,10 +8,10 @@ from usearch.index import Index
 class Peer:
     """An index beside an array of values, in which the value of id i is at i modulo the room."""
 
-    def __init__(self, dim, capacity, k, threads, effort):
+    def __init__(self, dim, value_dim, capacity, k, threads, effort):
         self.k, self.threads = k, threads
         self.index = Index(ndim=dim, metric="ip", dtype="f32", expansion_search=effort)
-        self.values = np.zeros((capacity * 2, dim), np.float32)
+        self.values = np.zeros((capacity * 2, value_dim), np.float32)
         self.first = self.next = 0
 
     def tune(self, effort):

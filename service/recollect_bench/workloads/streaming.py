@@ -13,8 +13,8 @@ import recollect
 from recollect_bench import datasets
 from recollect_bench.datasets import DataSet
 from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, with_heads
-from recollect_bench.peers.installed import PEERS, reason_absent
-from recollect_bench.peers.process import THREADS, Peer, PeerError
+from recollect_bench.peers.installed import reason_absent
+from recollect_bench.peers.process import Peer, PeerError
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 from recollect_bench.timing import Spread
@@ -22,7 +22,7 @@ from recollect_bench.truth import recall
 
 ENTRIES, STEP, TOP_K, STEPS = 65_536, 512, 32, 40
 CHECKED_EVERY = 4
-RECALL_GOAL = 0.95
+SAMPLE = 128
 GOALS = {"mixture": 10.0, "sphere": 3.0}
 GOAL, GOAL_LUCIDRAINS = 5.0, 10.0
 
@@ -33,11 +33,15 @@ class Contender:
 
     Attributes:
         step: Does step number n; returns seconds and ids.
+        evicts: Whether its oldest entries go.
+        note: For the reader.
         seconds: Of the steps so far.
         recalls: Of those that were checked.
     """
 
     step: Callable[[int], tuple[float, NDArray[np.integer]]]
+    evicts: bool = True
+    note: str = ""
     seconds: list[float] = field(default_factory=list)
     recalls: list[float] = field(default_factory=list)
 
@@ -68,7 +72,9 @@ def _one(name: str, scale: Scale, outcome: Outcome) -> None:
                 if reason is None:
                     try:
                         peers.append(opened := _peer(peer, job))
-                        contenders[peer] = Contender(_theirs(opened, job))
+                        contenders[peer] = Contender(
+                            _theirs(opened, job), evicts=opened.evicts, note=opened.note
+                        )
                     except PeerError as error:
                         reason = str(error)
                 if reason is not None:
@@ -94,8 +100,8 @@ class _Job:
         first = number * self.step % len(self.data.queries)
         return self.data.queries[first : first + self.step]
 
-    def recall(self, number: int, ids: NDArray[np.integer]) -> float:
-        oldest = number * self.step
+    def recall(self, number: int, ids: NDArray[np.integer], *, evicts: bool) -> float:
+        oldest = number * self.step if evicts else 0
         return recall(
             ids, self.data.keys[oldest : self.added(number).stop], self.queries(number), first_id=oldest
         )
@@ -121,16 +127,11 @@ def _ours(client: recollect.Client, job: _Job) -> Callable[[int], tuple[float, N
 
 def _peer(name: str, job: _Job) -> Peer:
     """A peer that holds the entries, searching as hard as recall needs."""
-    kind, data = PEERS[name], job.data
-    settings = {"dim": data.dim, "capacity": job.entries + job.step, "k": TOP_K, "threads": THREADS}
-    peer = Peer(name, kind.python, **settings, effort=kind.efforts[0])
+    data = job.data
+    peer = Peer(name, dim=data.dim, capacity=job.entries + job.step, top_k=TOP_K)
     try:
         peer.add(data.keys[: job.entries], data.values[: job.entries])
-        sample = data.queries[: min(128, job.step)]
-        for effort in kind.efforts:
-            peer.tune(effort)
-            if recall(peer.search(sample)[1], data.keys[: job.entries], sample) >= RECALL_GOAL:
-                break
+        peer.tune(data.keys[: job.entries], data.queries[:SAMPLE])
     except PeerError:
         peer.close()
         raise
@@ -155,7 +156,7 @@ def _take_turns(contenders: dict[str, Contender], job: _Job, scale: Scale) -> No
             if number:  # the first warms up
                 contender.seconds.append(seconds)
             if number % CHECKED_EVERY == 1:
-                contender.recalls.append(job.recall(number, ids))
+                contender.recalls.append(job.recall(number, ids, evicts=contender.evicts))
         if number and time.perf_counter() - begun > scale.seconds_max:
             break
 
@@ -179,5 +180,6 @@ def _report(name: str, contenders: dict[str, Contender], outcome: Outcome) -> No
                 goal="" if goal is None else f">= {goal:g}",
                 recall=ours.recall,
                 their_recall=theirs.recall,
+                note=theirs.note,
             )
         )

@@ -1,0 +1,96 @@
+"""The engine that `auto` chose against the best fixed choice, for sizes of bank and of question."""
+
+from __future__ import annotations
+
+import recollect
+from recollect_bench import datasets
+from recollect_bench.memory import (
+    LAYER,
+    STREAM,
+    can_choose_index,
+    fill,
+    namespace,
+    server_and_client,
+    settle,
+    with_heads,
+)
+from recollect_bench.result import Figure, Outcome
+from recollect_bench.scale import Scale
+from recollect_bench.timing import Call, Spread, alternate
+from recollect_bench.truth import recall
+
+SIZES = (4096, 32_768, 131_072, 524_288)
+QUESTIONS = (1, 8, 512, 4096)
+TOP_K, SAMPLE = 32, 64
+ENGINES = ("exact", "ivf", "auto")
+GOAL = "<= 1.15"
+RECALL_LEAST = 0.95
+"""A fixed choice whose recall is lower is no choice."""
+
+
+def run(scale: Scale) -> Outcome:
+    """auto / the best of exact and ivf, each data set and size."""
+    outcome = Outcome()
+    if not can_choose_index():
+        outcome.figures.append(Figure("auto", "all", "-", note="this version has no choice of index"))
+        return outcome
+    sizes = sorted({scale.size(size) for size in SIZES})
+    for name in scale.data or datasets.names():
+        data = datasets.make(name, entries=sizes[-1], queries=max(QUESTIONS), seed=scale.seed)
+        with server_and_client() as (_, client):
+            spaces = {
+                engine: namespace(client, engine, dim=data.dim, capacity=sizes[-1], index=engine)
+                for engine in ENGINES
+            }
+            held = 0
+            for size in sizes:
+                for space in spaces.values():
+                    first = fill(space, data.keys[held:size], data.values[held:size]) - held
+                    settle(space, data.queries[:8], seconds=min(3.0, scale.seconds_max / 10))
+                held = size
+                _ask(spaces, data, size, first, scale, outcome)
+    return outcome
+
+
+def _ask(
+    spaces: dict[str, recollect.Namespace],
+    data: datasets.DataSet,
+    size: int,
+    first: int,
+    scale: Scale,
+    outcome: Outcome,
+) -> None:
+    for number in QUESTIONS:
+        queries = data.queries[:number]
+        calls = {engine: _search(space, queries) for engine, space in spaces.items()}
+        times = alternate(calls, rounds=scale.rounds, seconds_max=scale.seconds_max / 10, warm=2)
+        sample = data.queries[: min(number, SAMPLE)] if number >= 8 else data.queries[:8]
+        recalls = {}
+        for engine, space in spaces.items():
+            # Asked as the question was, since an engine may be chosen by its size.
+            ids = space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM]).ids[0, 0]
+            recalls[engine] = recall(ids[: len(sample)] - first, data.keys[:size], queries[: len(sample)])
+        for engine, spread in times.items():
+            line = outcome.series.setdefault(f"{data.name}, {number:,} queries", {}).setdefault(engine, [])
+            line.append((float(size), spread.median_s * 1e3))
+        outcome.figures.append(_figure(data.name, size, number, times, recalls))
+
+
+def _figure(name: str, size: int, number: int, times: dict[str, Spread], recalls: dict[str, float]) -> Figure:
+    fixed = [e for e in ENGINES if e != "auto" and recalls[e] >= min(RECALL_LEAST, recalls["auto"])]
+    best = min(fixed, key=lambda engine: times[engine].median_s)
+    return Figure(
+        "auto",
+        f"{name}, {number:,} queries x {size:,}",
+        str(times["auto"]),
+        f"{best} {times[best]}",
+        ratio=times["auto"].median_s / times[best].median_s,
+        goal=GOAL,
+        recall=recalls["auto"],
+        their_recall=recalls[best],
+    )
+
+
+def _search(space: recollect.Namespace, queries: datasets.Floats) -> Call:
+    asked = with_heads(queries)
+    return lambda: space.search(LAYER, asked, top_k=TOP_K, streams=[STREAM])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import json
+import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recollect_bench.result import Figure, Outcome
-from recollect_bench.scale import Scale
+if TYPE_CHECKING:
+    from recollect_bench.result import Figure, Outcome
+    from recollect_bench.scale import Scale
 
 WORKLOADS = {
     "streaming": "add 512, search 512, evict 512 over gRPC, against usearch and others in process",
@@ -26,8 +28,10 @@ WORKLOADS = {
     "training": "a training step with memory behind gRPC, against in process",
     "fetch": "attend, against fetching keys and values",
     "memory": "the server's memory for an entry beyond key and value",
+    "tradeoff": "recall against latency, ours and the peers'",
+    "gpu": "attend on a GPU, against the card's own limits; says so where there is none",
 }
-EXIT_BAD_ARGUMENT = 2
+EXIT_FAILED, EXIT_BAD_ARGUMENT = 1, 2
 
 
 def bench(
@@ -35,63 +39,111 @@ def bench(
         list[str] | None, typer.Argument(help="Workloads; none: all.", show_default=False)
     ] = None,
     *,
-    list_: Annotated[bool, typer.Option("--list", help="List the workloads and end.")] = False,
-    data: Annotated[list[str] | None, typer.Option(help="Data set; may be given more than once.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the workloads, and end.")] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="keys, mixture, subspace, anisotropic or sphere; may be given more than once."),
+    ] = None,
     peers: Annotated[
-        str, typer.Option(help="Names with commas between, all, or none.")
-    ] = "usearch,lucidrains",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: to see that it works.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the data.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write report.json there.")] = None,
+        str, typer.Option(help="main (usearch, lucidrains), all, or names with commas.")
+    ] = "main",
+    no_peers: Annotated[bool, typer.Option("--no-peers", help="Recollect alone.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: seconds for each.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page, JSON and pictures; none are made without.")
+    ] = None,
 ) -> None:
-    """Measure workloads against their limits and peers."""
+    """Measure workloads beside their limits, their recall and their peers."""
+    # Read by OpenMP when it is loaded: who waits for the server must not take its cores by spinning.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from recollect_bench.scale import Scale
+
     if list_:
         for name, about in WORKLOADS.items():
             typer.echo(f"{name:14} {about}")
         return
-    from recollect_bench.peers.installed import PEERS
-
-    chosen = {"all": tuple(PEERS), "none": ()}.get(peers)
-    if chosen is None:
-        chosen = tuple(p for p in peers.split(",") if p in PEERS)
+    chosen = _known("workload", names or WORKLOADS, WORKLOADS)
     scale = Scale(
-        data=tuple(data or ()),
-        peers=chosen,
+        data=_known("data set", data or (), _data_sets()),
+        peers=() if no_peers else _peers(peers),
         seed=seed,
         rounds=5 if quick else 15,
-        seconds_max=8 if quick else 30,
+        seconds_max=8.0 if quick else 30.0,
     )
-    outcomes: dict[str, Outcome] = {}
-    for name in names or WORKLOADS:
-        if name not in WORKLOADS:
-            typer.echo(f"recollect bench: there is no workload {name!r}; see --list", err=True)
-            raise typer.Exit(EXIT_BAD_ARGUMENT)
-        begun = time.monotonic()
-        module = importlib.import_module(f"recollect_bench.workloads.{name}")
-        outcomes[name] = module.run(scale)
-        for figure in outcomes[name].figures:
-            typer.echo(_line(figure))
-        for peer, reason in outcomes[name].absent.items():
-            typer.echo(f"  absent: {peer}: {reason}")
-        typer.echo(f"  {name}: {time.monotonic() - begun:.0f} s")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").write_text(
-            json.dumps({name: outcome.as_dict() for name, outcome in outcomes.items()}, indent=1)
-        )
+    outcomes = {}
+    failed = False
+    for name in chosen:
+        outcome = _run(name, scale)
+        failed = failed or outcome is None
+        if outcome is not None:
+            outcomes[name] = outcome
+        if out is not None:
+            _write(outcomes, out, seed)
+    raise typer.Exit(EXIT_FAILED if failed else 0)
 
 
-def _line(f: Figure) -> str:
-    parts = [f"{f.workload} | {f.case} | {f.ours}"]
-    parts += [f"recall {f.recall:.3f}"] if f.recall is not None else []
-    parts += [f.theirs] if f.theirs else []
-    parts += [f"recall {f.their_recall:.3f}"] if f.their_recall is not None else []
-    if f.ratio is not None:
-        verdict = {True: "met", False: "MISSED", None: ""}[f.met]
-        parts.append(f"ratio {f.ratio:.2f} {f'(goal {f.goal}: {verdict})' if f.goal else ''}")
-    parts += [f.limit] if f.limit else []
-    parts += [f.note] if f.note else []
+def _run(name: str, scale: Scale) -> Outcome | None:
+    """Runs one and shows what it found; None if it failed, which does not stop the others."""
+    begun = time.monotonic()
+    try:
+        outcome: Outcome = importlib.import_module(f"recollect_bench.workloads.{name}").run(scale)
+    except Exception as error:  # whatever it is, the other workloads still count
+        typer.echo(f"{name}: failed: {type(error).__name__}: {error}", err=True)
+        return None
+    for figure in outcome.figures:
+        typer.echo(_line(figure))
+    for peer, reason in outcome.absent.items():
+        typer.echo(f"  absent: {peer}: {reason}")
+    typer.echo(f"  {name}: {time.monotonic() - begun:.0f} s")
+    return outcome
+
+
+def _write(outcomes: dict[str, Outcome], out: Path, seed: int) -> None:
+    """After each workload, so that one who stops the run has what is done."""
+    from recollect_bench import pictures, report
+
+    out.mkdir(parents=True, exist_ok=True)
+    command = f"recollect bench {' '.join(outcomes)}"
+    drawn = pictures.draw(outcomes, out, report.NAME)
+    (out / f"{report.NAME}.md").write_text(report.page(outcomes, command=command, seed=seed, pictures=drawn))
+    (out / f"{report.NAME}.json").write_text(report.as_json(outcomes, command=command, seed=seed))
+
+
+def _line(figure: Figure) -> str:
+    parts = [figure.workload, figure.case, figure.ours]
+    parts += [f"recall {figure.recall:.3f}"] if figure.recall is not None else []
+    parts += [figure.theirs] if figure.theirs else []
+    parts += [f"recall {figure.their_recall:.3f}"] if figure.their_recall is not None else []
+    if figure.ratio is not None:
+        verdict = {True: ": met", False: ": MISSED", None: ""}[figure.met]
+        parts.append(f"ratio {figure.ratio:.2f}" + (f" (goal {figure.goal}{verdict})" if figure.goal else ""))
+    parts += [part for part in (figure.limit, figure.note) if part]
     return " | ".join(parts)
+
+
+def _known(what: str, names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    wanted, there = tuple(names), tuple(known)
+    for name in wanted:
+        if name not in there:
+            typer.echo(
+                f"recollect bench: there is no {what} {name!r}; there are {', '.join(there)}", err=True
+            )
+            raise typer.Exit(EXIT_BAD_ARGUMENT)
+    return wanted
+
+
+def _data_sets() -> tuple[str, ...]:
+    from recollect_bench import datasets
+
+    return datasets.names()
+
+
+def _peers(wanted: str) -> tuple[str, ...]:
+    from recollect_bench.peers.installed import MAIN, PEERS
+
+    groups = {"main": MAIN, "all": tuple(PEERS)}
+    return groups[wanted] if wanted in groups else _known("peer", wanted.split(","), PEERS)
 
 
 if __name__ == "__main__":

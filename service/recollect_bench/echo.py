@@ -35,10 +35,14 @@ def echo(reply_bytes: int) -> Iterator[Echo]:
             try:
                 server.stdout.readline()
                 with grpc.insecure_channel(address, options=OPTIONS) as channel:
-                    yield channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
+                    yield channel.unary_unary(METHOD, request_serializer=_as_is, response_deserializer=_as_is)
             finally:
                 server.kill()
                 server.wait(STOP_TIMEOUT_S)
+
+
+def _as_is(message: bytes) -> bytes:
+    return message
 
 
 async def _serve(address: str, reply: bytes) -> None:
@@ -46,7 +50,9 @@ async def _serve(address: str, reply: bytes) -> None:
         return reply
 
     server = grpc.aio.server(options=OPTIONS)
-    handlers = {"Call": grpc.unary_unary_rpc_method_handler(answer)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "Call": grpc.unary_unary_rpc_method_handler(answer)  # without serializers: bytes as they come
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))
     server.add_insecure_port(address)
     await server.start()

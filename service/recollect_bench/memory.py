@@ -33,6 +33,7 @@ def namespace(
     capacity: int,
     heads: int = 1,
     index: str | None = None,
+    recall: float | None = None,
     dtype: Dtype = "float32",
 ) -> recollect.Namespace:
     """An empty namespace of one layer, `LAYER`.
@@ -45,6 +46,7 @@ def namespace(
         capacity: Entries of a stream.
         heads: Of keys and values.
         index: "exact", "ivf" or "auto"; None: what the server does by itself.
+        recall: To hold; None: what the server holds by itself.
         dtype: Of what is stored and sent.
 
     Raises:
@@ -55,6 +57,8 @@ def namespace(
         if not can_choose_index():
             raise NotImplementedError("this version of recollect has no choice of index")
         chosen["index"] = index
+    if recall is not None:
+        chosen["recall"] = recall
     create = cast("object", client.create_namespace)
     assert callable(create)
     made: recollect.Namespace = create(

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+SIZE_PLOT, RECALL_PLOT = "size: ", "recall: "
+"""What the name of a plot begins with: milliseconds against entries, or against recall."""
+
+Line = list[tuple[float, float]]
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -54,7 +59,7 @@ class Outcome:
     """
 
     figures: list[Figure] = field(default_factory=list)
-    series: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    series: dict[str, dict[str, Line]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     raw: dict[str, object] = field(default_factory=dict)
 

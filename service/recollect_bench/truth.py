@@ -49,4 +49,4 @@ def recall(found: NDArray[np.integer], keys: Floats, queries: Floats, *, first_i
         rows = rows[(rows >= 0) & (rows < len(keys))]
         threshold = (keys[best] @ query).min()
         right += min(k, int((keys[rows] @ query >= threshold - 1e-3 * abs(threshold) - 1e-6).sum()))
-    return right / (k * len(queries))
+    return float(right) / (k * len(queries))

@@ -16,6 +16,7 @@ class PeerKind:
     Attributes:
         name: Of its adapter and of its environment.
         packages: What is installed there, with exact versions.
+        bare: What is installed there without what it asks for.
         efforts: Search settings to try in order, until recall is 0.95; one, if it has none or is exact.
         evicts: Whether it can drop old entries.
         note: What a reader should know about it.
@@ -23,6 +24,7 @@ class PeerKind:
 
     name: str
     packages: tuple[str, ...]
+    bare: tuple[str, ...] = ()
     efforts: tuple[int, ...] = (0,)
     evicts: bool = True
     note: str = ""
@@ -42,7 +44,16 @@ PEERS = {
         PeerKind("usearch", ("usearch==2.26.6", _NUMPY), efforts=_HNSW_EFFORTS),
         PeerKind(
             "lucidrains",
-            ("memorizing-transformers-pytorch==0.4.1", "torch==2.13.0", "faiss-cpu==1.15.1", _NUMPY),
+            (
+                "torch==2.13.0",
+                "faiss-cpu==1.15.1",
+                "einops-exts==0.0.4",
+                "einops==0.8.2",
+                "joblib==1.6.0",
+                _NUMPY,
+            ),
+            # It asks for faiss-gpu, which installs the same module as faiss-cpu.
+            bare=("memorizing-transformers-pytorch==0.4.1",),
             efforts=(16, *_HNSW_EFFORTS),
             evicts=False,
             note="before its first overflow, so it grows and evicts nothing; no worker processes",

@@ -19,7 +19,7 @@ from recollect_bench.datasets import Floats
 from recollect_bench.peers.installed import PEERS
 from recollect_bench.truth import Ids, recall
 
-ADAPTERS = Path(__file__).parent
+ADAPTERS = Path(__file__).parent / "adapters"
 THREADS = os.cpu_count() or 1
 """A peer has as many as the memory server."""
 STOP_TIMEOUT_S = 10.0
@@ -81,14 +81,18 @@ class Peer:
     def search(self, queries: Floats) -> tuple[float, Ids]:
         """The k best ids of each query. Returns seconds, and ids [M, k]."""
         fields, arrays = self._ask("search", queries)
-        return _seconds(fields), arrays[0]
+        return _seconds(fields), arrays[0].astype(np.int64)
 
     def step(self, keys: Floats, values: Floats, queries: Floats, *, evict: int) -> Step:
         """Adds, searches with values, and evicts the oldest, if it can."""
         evict = evict if self.evicts else 0
         fields, (ids, found) = self._ask("step", keys, values, queries, evict=evict)
         parts = {n: float(str(fields[n])) for n in ("add_s", "search_s", "evict_s")}
-        return Step(_seconds(fields), parts, ids, found)
+        return Step(_seconds(fields), parts, ids.astype(np.int64), found.astype(np.float32))
+
+    def set_effort(self, effort: int) -> None:
+        """Sets how hard it searches: one of its kind's efforts."""
+        self._ask("tune", effort=effort)
 
     def tune(self, keys: Floats, queries: Floats, *, recall_goal: float = 0.95) -> float:
         """Lets it search as hard as it must to answer well, and no harder.
@@ -103,7 +107,7 @@ class Peer:
         """
         reached = 0.0
         for effort in PEERS[self.name].efforts:
-            self._ask("tune", effort=effort)
+            self.set_effort(effort)
             reached = recall(self.search(queries)[1], keys, queries)
             if reached >= recall_goal:
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import recollect
 from recollect_bench import datasets
 from recollect_bench.memory import (
@@ -14,7 +16,7 @@ from recollect_bench.memory import (
     settle,
     with_heads,
 )
-from recollect_bench.result import Figure, Outcome
+from recollect_bench.result import SIZE_PLOT, Figure, Outcome
 from recollect_bench.scale import Scale
 from recollect_bench.timing import Call, Spread, alternate
 from recollect_bench.truth import recall
@@ -29,7 +31,7 @@ RECALL_LEAST = 0.95
 
 
 def run(scale: Scale) -> Outcome:
-    """auto / the best of exact and ivf, each data set and size."""
+    """Auto / the best of exact and ivf, each data set and size."""
     outcome = Outcome()
     if not can_choose_index():
         outcome.figures.append(Figure("auto", "all", "-", note="this version has no choice of index"))
@@ -48,30 +50,33 @@ def run(scale: Scale) -> Outcome:
                     first = fill(space, data.keys[held:size], data.values[held:size]) - held
                     settle(space, data.queries[:8], seconds=min(3.0, scale.seconds_max / 10))
                 held = size
-                _ask(spaces, data, size, first, scale, outcome)
+                _ask(_Bank(data, size, first), spaces, scale, outcome)
     return outcome
 
 
-def _ask(
-    spaces: dict[str, recollect.Namespace],
-    data: datasets.DataSet,
-    size: int,
-    first: int,
-    scale: Scale,
-    outcome: Outcome,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Bank:
+    data: datasets.DataSet
+    size: int
+    first_id: int
+
+
+def _ask(bank: _Bank, spaces: dict[str, recollect.Namespace], scale: Scale, outcome: Outcome) -> None:
+    data, size = bank.data, bank.size
     for number in QUESTIONS:
         queries = data.queries[:number]
         calls = {engine: _search(space, queries) for engine, space in spaces.items()}
         times = alternate(calls, rounds=scale.rounds, seconds_max=scale.seconds_max / 10, warm=2)
-        sample = data.queries[: min(number, SAMPLE)] if number >= 8 else data.queries[:8]
+        sample = data.queries[: min(number, SAMPLE)]
         recalls = {}
         for engine, space in spaces.items():
             # Asked as the question was, since an engine may be chosen by its size.
             ids = space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM]).ids[0, 0]
-            recalls[engine] = recall(ids[: len(sample)] - first, data.keys[:size], queries[: len(sample)])
+            recalls[engine] = recall(ids[: len(sample)] - bank.first_id, data.keys[:size], sample)
         for engine, spread in times.items():
-            line = outcome.series.setdefault(f"{data.name}, {number:,} queries", {}).setdefault(engine, [])
+            line = outcome.series.setdefault(f"{SIZE_PLOT}{data.name}, {number:,} queries", {}).setdefault(
+                engine, []
+            )
             line.append((float(size), spread.median_s * 1e3))
         outcome.figures.append(_figure(data.name, size, number, times, recalls))
 

@@ -31,10 +31,10 @@ def run(scale: Scale) -> Outcome:
     data = datasets.make("sphere", entries=entries, queries=max(QUESTIONS), seed=scale.seed)
     index = "exact" if can_choose_index() else None
     with recollect.connect("embedded://", timeout_s=600) as inside, server_and_client() as (_, outside):
-        spaces = {}
+        spaces, firsts = {}, {}
         for place, client in {"embedded": inside, "gRPC": outside}.items():
             spaces[place] = namespace(client, "exact", dim=data.dim, capacity=entries, index=index)
-            first = fill(spaces[place], data.keys, data.values)
+            firsts[place] = fill(spaces[place], data.keys, data.values)
         for number in QUESTIONS:
             queries = data.queries[: scale.size(number, least=32)]
             times = alternate(
@@ -55,7 +55,7 @@ def run(scale: Scale) -> Outcome:
                         f"sgemm {times['sgemm']}",
                         ratio=times["sgemm"].median_s / times[place].median_s,
                         goal=GOAL,
-                        recall=recall(found.ids[0, 0] - first, data.keys, queries[:SAMPLE]),
+                        recall=recall(found.ids[0, 0] - firsts[place], data.keys, queries[:SAMPLE]),
                         limit=f"sgemm {_gflops(queries, data.keys, times['sgemm'].median_s):.0f} GFLOP/s",
                     )
                 )
@@ -68,4 +68,4 @@ def _search(space: recollect.Namespace, queries: datasets.Floats) -> Call:
 
 
 def _gflops(queries: datasets.Floats, keys: datasets.Floats, seconds: float) -> float:
-    return 2e-9 * queries.shape[0] * keys.size / seconds
+    return 2e-9 * len(queries) * keys.size / seconds

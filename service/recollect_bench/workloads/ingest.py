@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from recollect_bench import datasets
 from recollect_bench.limits import copy_gb_s
 from recollect_bench.memory import LAYER, STREAM, namespace, server_and_client, with_heads
@@ -26,29 +28,29 @@ def run(scale: Scale) -> Outcome:
     if reason is not None:
         outcome.absent[PEER] = reason
     for batch in BATCHES:
-        size = scale.size(batch)
-        keys, values = data.keys[:size], data.values[:size]
-        with server_and_client() as (_, client):
-            space = namespace(client, "ingest", dim=data.dim, capacity=scale.size(ENTRIES))
-            added = with_heads(keys), with_heads(values)
-            calls: dict[str, Call] = {"ours": lambda: space.add(LAYER, *added, streams=[STREAM])}
-            if reason is None:
-                with Peer(PEER, dim=data.dim, capacity=scale.size(ENTRIES), top_k=TOP_K) as peer:
-                    both = {**calls, PEER: lambda: peer.add(keys, values)}
-                    times = alternate(both, rounds=8 * scale.rounds, seconds_max=scale.seconds_max)
-            else:
-                times = alternate(calls, rounds=8 * scale.rounds, seconds_max=scale.seconds_max)
-        ours, theirs = times["ours"], times.get(PEER)
-        outcome.figures.append(
-            Figure(
-                "ingest",
-                f"batches of {size:,} x {data.dim}",
-                f"{size / ours.median_s:,.0f} vectors/s, {ours}",
-                f"{PEER} {size / theirs.median_s:,.0f} vectors/s, {theirs}" if theirs else "",
-                ratio=theirs.median_s / ours.median_s if theirs else None,
-                goal=GOAL,
-                limit=f"copying memory: {copy_gb_s():.1f} GB/s; "
-                f"ours {(keys.nbytes + values.nbytes) / ours.median_s / 1e9:.2f} GB/s",
-            )
-        )
+        outcome.figures.append(_batches(data, scale.size(batch), scale, beside=reason is None))
     return outcome
+
+
+def _batches(data: datasets.DataSet, size: int, scale: Scale, *, beside: bool) -> Figure:
+    keys, values = data.keys[:size], data.values[:size]
+    added, capacity = (with_heads(keys), with_heads(values)), scale.size(ENTRIES)
+    with ExitStack() as stack:
+        _, client = stack.enter_context(server_and_client())
+        space = namespace(client, "ingest", dim=data.dim, capacity=capacity)
+        calls: dict[str, Call] = {"ours": lambda: space.add(LAYER, *added, streams=[STREAM])}
+        if beside:
+            peer = stack.enter_context(Peer(PEER, dim=data.dim, capacity=capacity, top_k=TOP_K))
+            calls[PEER] = lambda: peer.add(keys, values)
+        times = alternate(calls, rounds=8 * scale.rounds, seconds_max=scale.seconds_max)
+    ours, theirs = times["ours"], times.get(PEER)
+    return Figure(
+        "ingest",
+        f"batches of {size:,} x {data.dim}",
+        f"{size / ours.median_s:,.0f} vectors/s, {ours}",
+        f"{PEER} {size / theirs.median_s:,.0f} vectors/s, {theirs}" if theirs else "",
+        ratio=theirs.median_s / ours.median_s if theirs else None,
+        goal=GOAL,
+        limit=f"copying memory {copy_gb_s():.1f} GB/s; ours "
+        f"{(keys.nbytes + values.nbytes) / ours.median_s / 1e9:.2f} GB/s",
+    )

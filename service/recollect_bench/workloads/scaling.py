@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recollect_bench import datasets, limits
 from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
-from recollect_bench.result import Figure, Outcome
+from recollect_bench.result import SIZE_PLOT, Figure, Outcome
 from recollect_bench.scale import Scale
 from recollect_bench.timing import Spread, alternate
 from recollect_bench.truth import recall
@@ -55,7 +55,9 @@ def run(scale: Scale) -> Outcome:
                     limit=f"sgemm {taken['sgemm']}",
                 )
             )
-            lines = outcome.series.setdefault(f"cost against size, {len(data.queries)} queries, {name}", {})
+            lines = outcome.series.setdefault(
+                f"{SIZE_PLOT}{name}, {len(data.queries)} queries, to 2 million", {}
+            )
             for line, spread in taken.items():
                 lines.setdefault(line, []).append((float(size), spread.median_s * 1e3))
     return outcome

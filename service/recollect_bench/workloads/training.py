@@ -1,4 +1,4 @@
-"""A training step of the demo's model with its memory behind gRPC, against the same in process. Needs PyTorch."""
+"""A training step of the demo's model, its memory behind gRPC or in process. Needs PyTorch."""
 
 from __future__ import annotations
 

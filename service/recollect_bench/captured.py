@@ -10,9 +10,16 @@ import numpy as np
 from recollect_bench.datasets import DataSet, Floats
 
 CACHE = Path(tempfile.gettempdir()) / "recollect-bench"
-DOCUMENTS = 8
+"""Chapters that were read before: reading is slow, and always gives the same."""
+
+CHAPTER = 65_536
+"""Tokens that are read, and kept, together."""
+
 HEAD = 0
 """The head whose bank is the data set `keys`."""
+
+LATER = 4096
+"""Queries are drawn from at least so many tokens of text that comes after the entries."""
 
 
 def captured(*, entries: int, queries: int, seed: int = 0, head: int = HEAD) -> DataSet:
@@ -26,11 +33,11 @@ def captured(*, entries: int, queries: int, seed: int = 0, head: int = HEAD) -> 
 
     Raises:
         ImportError: PyTorch is not installed.
+        ValueError: The corpus is shorter than what is asked for.
     """
-    keys, values, asked = capture_all(entries + max(queries, 4096))
-    generator = np.random.default_rng(seed)
+    keys, values, asked = capture(entries + max(queries, LATER))
     later = np.arange(entries, len(asked))
-    chosen = generator.choice(later, size=queries, replace=queries > len(later))
+    chosen = np.random.default_rng(seed).choice(later, size=queries, replace=False)
     return DataSet(
         "keys",
         keys=np.ascontiguousarray(keys[:entries, head]),
@@ -39,17 +46,22 @@ def captured(*, entries: int, queries: int, seed: int = 0, head: int = HEAD) -> 
     )
 
 
-def capture_all(tokens: int) -> tuple[Floats, Floats, Floats]:
-    """Keys, values and queries of all heads, each [tokens, heads, head_dim], kept between runs."""
-    size = 1 << max(16, (tokens - 1).bit_length())
-    path = CACHE / f"keys-{size}.npz"
+def capture(tokens: int) -> tuple[Floats, Floats, Floats]:
+    """Keys, values and queries of all heads on the corpus, each [tokens, heads, head_dim]."""
+    chapters = [_chapter(number) for number in range(-(-tokens // CHAPTER))]
+    keys, values, queries = (np.concatenate(parts)[:tokens] for parts in zip(*chapters, strict=True))
+    return keys, values, queries
+
+
+def _chapter(number: int) -> tuple[Floats, Floats, Floats]:
+    path = CACHE / f"chapter-{number}.npz"
     if not path.exists():
         from recollect_bench.reading import read
 
         CACHE.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
-        keys, values, queries = read(size)
-        np.savez(partial, keys=keys, values=values, queries=queries)
-        partial.replace(path)
+        keys, values, queries = read(number * CHAPTER, CHAPTER)
+        with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as partial:
+            np.savez(partial, keys=keys, values=values, queries=queries)
+        Path(partial.name).replace(path)
     with np.load(path, allow_pickle=False) as kept:
-        return (kept["keys"][:tokens], kept["values"][:tokens], kept["queries"][:tokens])
+        return kept["keys"], kept["values"], kept["queries"]

@@ -100,10 +100,11 @@ def _subspace(generator: np.random.Generator, number: int, dim: int) -> Floats:
 
 
 def _anisotropic(generator: np.random.Generator, number: int, dim: int) -> Floats:
-    spectrum = np.arange(1, dim + 1, dtype=np.float32) ** -SPECTRUM_DECAY
+    spectrum = (np.arange(1, dim + 1) ** -SPECTRUM_DECAY).astype(np.float32)
     rotation, _ = np.linalg.qr(generator.standard_normal((dim, dim)))
     points = generator.standard_normal((number, dim), dtype=np.float32) * spectrum
-    return points @ rotation.T.astype(np.float32)
+    turned: Floats = np.matmul(points, rotation.T.astype(np.float32), dtype=np.float32)
+    return turned
 
 
 def _sphere(generator: np.random.Generator, number: int, dim: int) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, cast
 
@@ -50,18 +50,19 @@ def namespace(
         dtype: Of what is stored and sent.
 
     Raises:
-        NotImplementedError: An index is named, but this client cannot name one.
+        NotImplementedError: An index or a recall is named, but this client cannot name one.
     """
     chosen: dict[str, object] = {}
     if index is not None:
-        if not can_choose_index():
-            raise NotImplementedError("this version of recollect has no choice of index")
         chosen["index"] = index
     if recall is not None:
         chosen["recall"] = recall
-    create = cast("object", client.create_namespace)
-    assert callable(create)
-    made: recollect.Namespace = create(
+    for argument in chosen:
+        if not can_choose(argument):
+            raise NotImplementedError(f"this version of recollect has no choice of {argument}")
+    # Looked up by name, so that versions without these arguments can be measured too.
+    create = cast("Callable[..., recollect.Namespace]", client.create_namespace)
+    return create(
         name,
         layers=[LAYER],
         heads=heads,
@@ -71,12 +72,11 @@ def namespace(
         dtype=dtype,
         **chosen,
     )
-    return made
 
 
-def can_choose_index() -> bool:
-    """Whether `create_namespace` has an argument for it."""
-    return "index" in inspect.signature(recollect.Client.create_namespace).parameters
+def can_choose(argument: str) -> bool:
+    """Whether `create_namespace` has an argument of this name: "index" or "recall"."""
+    return argument in inspect.signature(recollect.Client.create_namespace).parameters
 
 
 def fill(space: recollect.Namespace, keys: Floats, values: Floats, *, stream: str = STREAM) -> int:

@@ -61,8 +61,8 @@ def _grid(panels: Mapping[str, Mapping[str, Line]], kind: str, path: Path) -> No
 
 def _panel(axis: Axes, title: str, lines: Mapping[str, Line], kind: str) -> None:
     for label, points in lines.items():
-        points = sorted(points)
-        axis.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=3, label=label)
+        ordered = sorted(points)
+        axis.plot([x for x, _ in ordered], [y for _, y in ordered], "o-", markersize=3, label=label)
     axis.set_title(title, fontsize=9)
     axis.set_yscale("log")
     if kind == SIZE_PLOT:

@@ -19,8 +19,12 @@ ROWS = 16
 """Segments that are computed together; local attention sees the segment before, as in the demo."""
 
 
-def read(tokens: int) -> tuple[Floats, Floats, Floats]:
-    """Reads the corpus, longest document first, until there are so many tokens.
+def read(first: int, tokens: int) -> tuple[Floats, Floats, Floats]:
+    """Reads a part of the corpus, whose longest documents come first.
+
+    Args:
+        first: Byte of the corpus to begin with.
+        tokens: How many; a multiple of ROWS * SEGMENT.
 
     Returns:
         Keys, values and queries [tokens, heads, head_dim], in the order of the text.
@@ -29,8 +33,8 @@ def read(tokens: int) -> tuple[Floats, Floats, Floats]:
         ValueError: The corpus is shorter.
     """
     text = np.concatenate([document.tokens for document in standard_library().train])
-    if len(text) < tokens:
-        raise ValueError(f"the corpus has {len(text)} bytes, but {tokens} are wanted")
+    if len(text) < first + tokens:
+        raise ValueError(f"the corpus has {len(text)} bytes, but {first + tokens} are wanted")
     model = MemorizingTransformer(CONFIG).eval()
     checkpoint.load(model)
     layer = next(m for m in model.modules() if isinstance(m, MemorizingAttention) and m.combine is not None)
@@ -42,15 +46,14 @@ def read(tokens: int) -> tuple[Floats, Floats, Floats]:
 
     hook = layer.register_forward_pre_hook(keep)
     # Row r reads the r-th part of the text, so that each row goes on where it stopped.
-    length = -(-tokens // (ROWS * SEGMENT)) * SEGMENT
-    rows = np.resize(text[:tokens], ROWS * length).reshape(ROWS, length)
-    ids = torch.from_numpy(rows.astype(np.int64))
+    length = tokens // ROWS
+    ids = torch.from_numpy(text[first : first + tokens].astype(np.int64).reshape(ROWS, length))
     with session(None, streams=[f"row-{row}" for row in range(ROWS)]) as reading, torch.no_grad():
-        for first in range(0, length, SEGMENT):
-            model(ids[:, first : first + SEGMENT])
+        for start in range(0, length, SEGMENT):
+            model(ids[:, start : start + SEGMENT])
             reading.commit()
     hook.remove()
-    keys, values, queries = (_in_order(parts)[:tokens] for parts in zip(*kept, strict=True))
+    keys, values, queries = (_in_order(parts) for parts in zip(*kept, strict=True))
     return keys, values, queries
 
 

@@ -15,16 +15,23 @@ from recollect_bench.result import Figure, Outcome
 NAME = "peers"
 PACKAGES = ("recollect", "faiss-cpu", "faiss-gpu", "grpcio", "numpy", "torch")
 DATA_SETS = """\
-Keys and queries have length 1 and 64 dimensions unless a row says otherwise; `recollect_bench/datasets.py` makes them.
+Keys and queries have length 1 and 64 dimensions unless a row says otherwise; `recollect_bench/datasets.py`
+makes them.
 
 | data set | what it is |
 |---|---|
-| keys | what the memory layer of the demo's model computes on Python's own source text (first head, 48 dimensions; its queries keep their learned scale) |
+| keys | of the demo's model on Python's source text, as sent to memory (one head, 48 dimensions) |
 | mixture | easy: 1,000 Gaussians |
 | subspace | 16 dimensions and a little noise |
 | anisotropic | a Gaussian with a decaying spectrum |
 | sphere | uniform: the worst case |
 """
+
+HOW = """\
+Who is compared takes turns in one run. Times are medians; the range beside them holds the middle half.
+Peers run in environments of their own (`make bench-peers`), in process, and are timed there, around their
+own calls, each searching as hard as recall 0.95 needs. Recollect is asked over gRPC on a unix socket unless
+a row says otherwise. Recall (ours / theirs) is against exact search by the benchmark itself."""
 
 
 def page(outcomes: Mapping[str, Outcome], *, command: str, seed: int, pictures: Mapping[str, Path]) -> str:
@@ -40,10 +47,8 @@ def page(outcomes: Mapping[str, Outcome], *, command: str, seed: int, pictures: 
     judged = [figure for figure in figures if figure.met is not None]
     parts = [
         "# Recollect beside its peers and its limits",
-        f"{machine()}\n\n`{command}`, seed {seed}. Who is compared takes turns in one run; times are medians, with "
-        "the quarter below and above which a quarter of them lie. Peers run in environments of their own "
-        "(`make bench-peers`), in process, and are timed there; Recollect is asked over gRPC on a unix socket unless "
-        "a row says otherwise. Recall is against exact search by the benchmark itself.",
+        f"{machine()}\n\n`{command}`, seed {seed}.",
+        HOW,
         f"{sum(bool(figure.met) for figure in judged)} of {len(judged)} goals are met.",
         *(_section(name, outcome) for name, outcome in outcomes.items()),
         *(f"## {title}\n\n![{title}]({path.name})" for title, path in pictures.items()),
@@ -62,8 +67,11 @@ def as_json(outcomes: Mapping[str, Outcome], *, command: str, seed: int) -> str:
 
 def table(figures: list[Figure]) -> str:
     """One line for each figure."""
-    head = "| case | Recollect | beside | ratio | goal | recall | limit, remarks |\n|---|---|---|---:|---|---|---|"
-    return "\n".join([head, *(_row(figure) for figure in figures)])
+    head = [
+        "| case | Recollect | beside | ratio | goal | recall | limit, remarks |",
+        "|---|---|---|---:|---|---|---|",
+    ]
+    return "\n".join([*head, *(_row(figure) for figure in figures)])
 
 
 def machine() -> str:

@@ -12,6 +12,9 @@ Ids = NDArray[np.int64]
 BLOCK = 65_536
 """Keys that are scored at once."""
 
+ROUNDING = 1e-5
+"""Two scores of float32 that differ by less, relative to 1, are the same."""
+
 
 def top_k(keys: Floats, queries: Floats, k: int) -> Ids:
     """The rows of the k largest inner products of each query, in no order: [M, min(k, N)]."""
@@ -39,14 +42,14 @@ def recall(found: NDArray[np.integer], keys: Floats, queries: Floats, *, first_i
         queries: [M, D].
         first_id: Of the oldest entry. Other ids, such as those of evicted entries, are wrong.
     """
-    right_answers = top_k(keys, queries, found.shape[1])
+    right, right_answers = 0, top_k(keys, queries, found.shape[1])
     k = right_answers.shape[1]
     if not k:
         return 1.0
-    right = 0
     for query, ids, best in zip(queries, found, right_answers, strict=True):
         rows = np.unique(ids.astype(np.int64)) - first_id
         rows = rows[(rows >= 0) & (rows < len(keys))]
-        threshold = (keys[best] @ query).min()
-        right += min(k, int((keys[rows] @ query >= threshold - 1e-3 * abs(threshold) - 1e-6).sum()))
-    return float(right) / (k * len(queries))
+        threshold = float((keys[best] @ query).min())
+        good = keys[rows] @ query >= threshold - ROUNDING * max(1.0, abs(threshold))
+        right += min(k, int(good.sum()))
+    return float(right / (k * len(queries)))

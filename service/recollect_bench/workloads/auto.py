@@ -9,7 +9,7 @@ from recollect_bench import datasets
 from recollect_bench.memory import (
     LAYER,
     STREAM,
-    can_choose_index,
+    can_choose,
     fill,
     namespace,
     server_and_client,
@@ -33,7 +33,7 @@ RECALL_LEAST = 0.95
 def run(scale: Scale) -> Outcome:
     """Auto / the best of exact and ivf, each data set and size."""
     outcome = Outcome()
-    if not can_choose_index():
+    if not can_choose("index"):
         outcome.figures.append(Figure("auto", "all", "-", note="this version has no choice of index"))
         return outcome
     sizes = sorted({scale.size(size) for size in SIZES})
@@ -44,7 +44,7 @@ def run(scale: Scale) -> Outcome:
                 engine: namespace(client, engine, dim=data.dim, capacity=sizes[-1], index=engine)
                 for engine in ENGINES
             }
-            held = 0
+            held = first = 0
             for size in sizes:
                 for space in spaces.values():
                     first = fill(space, data.keys[held:size], data.values[held:size]) - held

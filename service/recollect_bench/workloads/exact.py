@@ -7,7 +7,7 @@ from recollect_bench import datasets, limits
 from recollect_bench.memory import (
     LAYER,
     STREAM,
-    can_choose_index,
+    can_choose,
     fill,
     namespace,
     server_and_client,
@@ -29,7 +29,7 @@ def run(scale: Scale) -> Outcome:
     outcome = Outcome()
     entries = scale.size(ENTRIES)
     data = datasets.make("sphere", entries=entries, queries=max(QUESTIONS), seed=scale.seed)
-    index = "exact" if can_choose_index() else None
+    index = "exact" if can_choose("index") else None
     with recollect.connect("embedded://", timeout_s=600) as inside, server_and_client() as (_, outside):
         spaces, firsts = {}, {}
         for place, client in {"embedded": inside, "gRPC": outside}.items():

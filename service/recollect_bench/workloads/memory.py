@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recollect_bench import datasets
-from recollect_bench.memory import can_choose_index, fill, namespace, server_and_client, settle
+from recollect_bench.memory import can_choose, fill, namespace, server_and_client, settle
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 
@@ -18,7 +18,7 @@ def run(scale: Scale) -> Outcome:
     outcome = Outcome()
     entries = scale.size(ENTRIES)
     data = datasets.make("subspace", entries=entries, queries=64, seed=scale.seed)
-    for index in ("exact", "ivf", "auto") if can_choose_index() else (None,):
+    for index in ("exact", "ivf", "auto") if can_choose("index") else (None,):
         with server_and_client() as (server, client):
             warm = namespace(client, "warm", dim=data.dim, capacity=64)
             fill(warm, data.keys[:64], data.values[:64])

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-
 import recollect
 from recollect_bench import datasets
-from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
+from recollect_bench.memory import (
+    LAYER,
+    STREAM,
+    can_choose,
+    fill,
+    namespace,
+    server_and_client,
+    settle,
+    with_heads,
+)
 from recollect_bench.peers.installed import PEERS, reason_absent
 from recollect_bench.peers.process import Peer, PeerError
 from recollect_bench.result import RECALL_PLOT, Figure, Outcome
@@ -26,7 +33,7 @@ def run(scale: Scale) -> Outcome:
         data = datasets.make(name, entries=entries, queries=scale.size(QUESTION, least=32), seed=scale.seed)
         lines = outcome.series.setdefault(f"{RECALL_PLOT}{name}, {len(data.queries)} queries", {})
         with server_and_client() as (_, client):
-            for wanted in RECALLS if _can_ask_for_recall() else (None,):
+            for wanted in RECALLS if can_choose("recall") else (None,):
                 space = namespace(client, f"r{wanted}", dim=data.dim, capacity=entries, recall=wanted)
                 first = fill(space, data.keys, data.values)
                 settle(space, data.queries, seconds=min(3.0, scale.seconds_max / 10))
@@ -39,15 +46,13 @@ def run(scale: Scale) -> Outcome:
                 case = f"{name}, asked for {wanted}" if wanted else name
                 outcome.figures.append(Figure("tradeoff", case, str(spread), recall=reached))
         for peer in scale.peers:
-            reason = reason_absent(peer)
-            try:
-                points = [] if reason else _sweep(peer, data, scale)
-            except PeerError as error:
-                reason = str(error)
-            if reason is not None:
+            if (reason := reason_absent(peer)) is not None:
                 outcome.absent[peer] = reason
-            else:
-                lines[peer] = points
+                continue
+            try:
+                lines[peer] = _sweep(peer, data, scale)
+            except PeerError as error:
+                outcome.absent[peer] = str(error)
     return outcome
 
 
@@ -66,7 +71,3 @@ def _sweep(name: str, data: datasets.DataSet, scale: Scale) -> list[tuple[float,
 
 def _search(space: recollect.Namespace, asked: datasets.Floats) -> Call:
     return lambda: space.search(LAYER, asked, top_k=TOP_K, streams=[STREAM])
-
-
-def _can_ask_for_recall() -> bool:
-    return "recall" in inspect.signature(recollect.Client.create_namespace).parameters

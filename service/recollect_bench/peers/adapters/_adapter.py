@@ -1,6 +1,7 @@
 """Runs one peer in its own environment: NumPy and the peer's own packages are all that is needed.
 
-A request is a line of JSON on standard input, then the bytes of its arrays; so is an answer on standard output.
+A request is a line of JSON on standard input, then the bytes of its arrays; answers are alike, on standard
+output.
 The clock runs here, around the peer's own calls, so nothing of this protocol is in a peer's time.
 """
 

@@ -1,4 +1,4 @@
-"""Chroma: its server on loopback, HNSW by inner product; values travel as metadata cannot, so they stay here."""
+"""Chroma: its server on loopback, HNSW by inner product; it has no place for values, so they stay here."""
 
 import socket
 import subprocess

@@ -12,7 +12,7 @@ from recollect_bench.datasets import Floats
 BLOCK = 8192
 """Keys of one product: its output is written over and over, so that it need not leave the caches' reach."""
 
-COPIED_BYTES = 256 << 20
+COPIED_BYTES = 64 << 20
 
 
 def product(queries: Floats, keys: Floats) -> Callable[[], None]:

@@ -69,7 +69,7 @@ def bench(
         peers=() if no_peers else _peers(peers),
         seed=seed,
         rounds=5 if quick else 15,
-        seconds_max=8.0 if quick else 30.0,
+        seconds_max=8.0 if quick else 20.0,
     )
     outcomes = {}
     failed = False

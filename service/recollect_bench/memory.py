@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import recollect
@@ -14,6 +15,8 @@ from recollect_bench.server import Server, memory_server
 
 LAYER, STREAM = 1, "a"
 BLOCK = 8192
+TOP_K = 32
+QUIET_S, PATIENCE_S = 1.0, 5.0
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -100,12 +103,56 @@ def fill(space: recollect.Namespace, keys: Floats, values: Floats, *, stream: st
     return first_id
 
 
-def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> None:
-    """Searches for a while, so that an index that is built beside the answers can be ready."""
-    begun = time.monotonic()
-    while time.monotonic() - begun < seconds:
-        space.search(LAYER, with_heads(queries), top_k=1, streams=[STREAM])
-        time.sleep(0.05)
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What answers a bank's reads, as the server says it; one that does not say searches all.
+
+    Attributes:
+        index: "exact" or "ivf".
+        lists: Of the inverted file.
+        probes: Of those, how many a query looks into.
+    """
+
+    index: str = "exact"
+    lists: int = 0
+    probes: int = 0
+
+    def __str__(self) -> str:
+        return f"ivf, {self.probes} of {self.lists:,} lists" if self.index == "ivf" else self.index
+
+
+def engine_of(space: recollect.Namespace, *, stream: str = STREAM) -> Engine:
+    """What answers now."""
+    banks = space.stats(streams=[stream]).banks
+    said = {field: getattr(banks[0], field, None) for field in ("index", "lists", "probes")} if banks else {}
+    return Engine(
+        str(said.get("index") or "exact"), int(said.get("lists") or 0), int(said.get("probes") or 0)
+    )
+
+
+def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> Engine:
+    """Searches until what answers has not changed for a while, since indexes are built beside the answers.
+
+    Args:
+        space: Returns at once if it can only be exact.
+        queries: [M, D], like those that will be asked.
+        seconds: At most. A namespace that may take an inverted file and has none yet gets all of it, at most
+            `PATIENCE_S` if the server is free to choose.
+
+    Returns:
+        What answers at the end.
+    """
+    wanted = str(getattr(space.spec, "index", "exact"))
+    begun = changed = time.monotonic()
+    now = engine_of(space)
+    while wanted != "exact":
+        space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM])
+        before, now, moment = now, engine_of(space), time.monotonic()
+        changed = changed if before == now else moment
+        patience = QUIET_S if now.index == "ivf" else PATIENCE_S if wanted == "auto" else seconds
+        if moment - begun > seconds or moment - changed > patience:
+            break
+    return now
 
 
 def with_heads(array: Floats) -> Floats:

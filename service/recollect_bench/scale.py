@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,8 @@ class Scale:
     peers: tuple[str, ...] = ("usearch", "lucidrains")
     seed: int = 0
     rounds: int = 15
-    seconds_max: float = 30.0
+    seconds_max: float = 20.0
     shrink: int = 1
-    extra: dict[str, str] = field(default_factory=dict)
 
     def size(self, number: int, *, least: int = 64) -> int:
         """A size, made smaller where this is not the whole benchmark."""

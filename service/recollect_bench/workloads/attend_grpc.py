@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import recollect
 from recollect_bench import datasets
-from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, with_heads
+from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 from recollect_bench.timing import Call, alternate
@@ -25,6 +25,7 @@ def run(scale: Scale) -> Outcome:
             for place, client in {"embedded": inside, "unix": outside}.items():
                 space = namespace(client, "attend", dim=data.dim, capacity=entries)
                 fill(space, data.keys, data.values)
+                settle(space, data.queries, seconds=scale.seconds_max)
                 calls[place] = _attend(space, asked)
             times = alternate(calls, rounds=scale.rounds, seconds_max=scale.seconds_max)
         outcome.figures.append(

@@ -10,6 +10,7 @@ from recollect_bench.memory import (
     LAYER,
     STREAM,
     can_choose,
+    engine_of,
     fill,
     namespace,
     server_and_client,
@@ -48,7 +49,7 @@ def run(scale: Scale) -> Outcome:
             for size in sizes:
                 for space in spaces.values():
                     first = fill(space, data.keys[held:size], data.values[held:size]) - held
-                    settle(space, data.queries[:8], seconds=min(3.0, scale.seconds_max / 10))
+                    settle(space, data.queries[:512], seconds=scale.seconds_max / 2)
                 held = size
                 _ask(_Bank(data, size, first), spaces, scale, outcome)
     return outcome
@@ -78,21 +79,24 @@ def _ask(bank: _Bank, spaces: dict[str, recollect.Namespace], scale: Scale, outc
                 engine, []
             )
             line.append((float(size), spread.median_s * 1e3))
-        outcome.figures.append(_figure(data.name, size, number, times, recalls))
+        outcome.figures.append(_figure(bank, number, times, recalls, str(engine_of(spaces["auto"]))))
 
 
-def _figure(name: str, size: int, number: int, times: dict[str, Spread], recalls: dict[str, float]) -> Figure:
+def _figure(
+    bank: _Bank, number: int, times: dict[str, Spread], recalls: dict[str, float], chosen: str
+) -> Figure:
     fixed = [e for e in ENGINES if e != "auto" and recalls[e] >= min(RECALL_LEAST, recalls["auto"])]
     best = min(fixed, key=lambda engine: times[engine].median_s)
     return Figure(
         "auto",
-        f"{name}, {number:,} queries x {size:,}",
+        f"{bank.data.name}, {number:,} queries x {bank.size:,}",
         str(times["auto"]),
         f"{best} {times[best]}",
         ratio=times["auto"].median_s / times[best].median_s,
         goal=GOAL,
         recall=recalls["auto"],
         their_recall=recalls[best],
+        note=chosen,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from recollect_bench import datasets
-from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, with_heads
+from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 from recollect_bench.timing import alternate
@@ -24,6 +24,7 @@ def run(scale: Scale) -> Outcome:
     with server_and_client() as (_, client):
         space = namespace(client, "fetch", dim=data.dim, capacity=entries)
         fill(space, data.keys, data.values)
+        settle(space, data.queries, seconds=scale.seconds_max)
 
         def fetch() -> None:
             found = space.search(LAYER, asked, top_k=TOP_K, streams=[STREAM], include=["keys", "values"])

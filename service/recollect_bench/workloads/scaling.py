@@ -29,7 +29,7 @@ def run(scale: Scale) -> Outcome:
         for size in dict.fromkeys(sizes):
             begun = fill(space, data.keys[held:size], data.values[held:size])
             first, held = first if held else begun, size
-            settle(space, data.queries[:8], seconds=scale.seconds_max / 2)
+            engine = settle(space, data.queries, seconds=scale.seconds_max)
             keys = data.keys[:size]
             taken = alternate(
                 {
@@ -53,6 +53,7 @@ def run(scale: Scale) -> Outcome:
                     goal=GOAL if size == sizes[-1] else "",
                     recall=recall(found, keys, data.queries[:SAMPLE]),
                     limit=f"sgemm {taken['sgemm']}",
+                    note=str(engine),
                 )
             )
             lines = outcome.series.setdefault(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import recollect
 from recollect_bench import datasets
 from recollect_bench.datasets import DataSet
-from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, with_heads
+from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
 from recollect_bench.peers.installed import reason_absent
 from recollect_bench.peers.process import Peer, PeerError
 from recollect_bench.result import Figure, Outcome
@@ -21,8 +21,8 @@ from recollect_bench.timing import Spread
 from recollect_bench.truth import recall
 
 ENTRIES, STEP, TOP_K, STEPS = 65_536, 512, 32, 40
-CHECKED_EVERY = 4
-SAMPLE = 128
+CHECKED_EVERY, STEPS_LEAST = 4, 3
+SAMPLE, SETTLE_S = 128, 10.0
 GOALS = {"mixture": 10.0, "sphere": 3.0}
 GOAL, GOAL_LUCIDRAINS = 5.0, 10.0
 
@@ -111,6 +111,7 @@ def _ours(client: recollect.Client, job: _Job) -> Callable[[int], tuple[float, N
     data = job.data
     space = namespace(client, "streaming", dim=data.dim, capacity=job.entries + job.step)
     first_id = fill(space, data.keys[: job.entries], data.values[: job.entries])
+    settle(space, job.queries(0), seconds=SETTLE_S)
 
     def step(number: int) -> tuple[float, NDArray[np.integer]]:
         part = job.added(number)
@@ -148,17 +149,17 @@ def _theirs(peer: Peer, job: _Job) -> Callable[[int], tuple[float, NDArray[np.in
 
 
 def _take_turns(contenders: dict[str, Contender], job: _Job, scale: Scale) -> None:
-    begun = time.perf_counter()
-    steps = min(STEPS, max(2, scale.rounds + 1))
-    for number in range(steps):
+    """Step by step in turn; who has used up his time is done, but for a few steps."""
+    share_s = scale.seconds_max / 2
+    for number in range(min(STEPS, max(2, scale.rounds + 1))):
         for contender in contenders.values():
+            if len(contender.seconds) >= STEPS_LEAST and sum(contender.seconds) > share_s:
+                continue
             seconds, ids = contender.step(number)
             if number:  # the first warms up
                 contender.seconds.append(seconds)
             if number % CHECKED_EVERY == 1:
                 contender.recalls.append(job.recall(number, ids, evicts=contender.evicts))
-        if number and time.perf_counter() - begun > scale.seconds_max:
-            break
 
 
 def _report(name: str, contenders: dict[str, Contender], outcome: Outcome) -> None:

@@ -22,21 +22,22 @@ from recollect_bench.timing import Call, alternate
 from recollect_bench.truth import recall
 
 ENTRIES, QUESTION, TOP_K, SAMPLE = 65_536, 512, 32, 128
+DATA_SETS = ("keys", "subspace", "sphere")
 RECALLS = (0.8, 0.9, 0.95, 0.99)
 
 
 def run(scale: Scale) -> Outcome:
-    """512 queries x 65,536, each data set."""
+    """512 queries x 65,536."""
     outcome = Outcome()
     entries = scale.size(ENTRIES)
-    for name in scale.data or datasets.names():
+    for name in scale.data or DATA_SETS:
         data = datasets.make(name, entries=entries, queries=scale.size(QUESTION, least=32), seed=scale.seed)
         lines = outcome.series.setdefault(f"{RECALL_PLOT}{name}, {len(data.queries)} queries", {})
         with server_and_client() as (_, client):
             for wanted in RECALLS if can_choose("recall") else (None,):
                 space = namespace(client, f"r{wanted}", dim=data.dim, capacity=entries, recall=wanted)
                 first = fill(space, data.keys, data.values)
-                settle(space, data.queries, seconds=min(3.0, scale.seconds_max / 10))
+                engine = settle(space, data.queries, seconds=scale.seconds_max / 2)
                 asked = with_heads(data.queries)
                 ids = space.search(LAYER, asked, top_k=TOP_K, streams=[STREAM]).ids[0, 0] - first
                 reached = recall(ids[:SAMPLE], data.keys, data.queries[:SAMPLE])
@@ -44,7 +45,9 @@ def run(scale: Scale) -> Outcome:
                 spread = alternate(calls, rounds=scale.rounds, seconds_max=5)["recollect"]
                 lines.setdefault("recollect", []).append((reached, spread.median_s * 1e3))
                 case = f"{name}, asked for {wanted}" if wanted else name
-                outcome.figures.append(Figure("tradeoff", case, str(spread), recall=reached))
+                outcome.figures.append(
+                    Figure("tradeoff", case, str(spread), recall=reached, note=str(engine))
+                )
         for peer in scale.peers:
             if (reason := reason_absent(peer)) is not None:
                 outcome.absent[peer] = reason

@@ -16,7 +16,8 @@ from recollect_bench.server import Server, memory_server
 LAYER, STREAM = 1, "a"
 BLOCK = 8192
 TOP_K = 32
-QUIET_S, PATIENCE_S = 1.0, 5.0
+QUIET_S, PATIENCE_S = 1.0, 4.0
+ENGINE_FIELDS = ("index", "lists", "probes", "reason")
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -111,22 +112,29 @@ class Engine:
         index: "exact" or "ivf".
         lists: Of the inverted file.
         probes: Of those, how many a query looks into.
+        reason: Why it searches all, though an inverted file was asked for.
     """
 
     index: str = "exact"
     lists: int = 0
     probes: int = 0
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"ivf, {self.probes} of {self.lists:,} lists" if self.index == "ivf" else self.index
+        if self.index == "ivf":
+            return f"ivf, {self.probes} of {self.lists:,} lists"
+        return f"{self.index} ({self.reason})" if self.reason else self.index
 
 
 def engine_of(space: recollect.Namespace, *, stream: str = STREAM) -> Engine:
     """What answers now."""
     banks = space.stats(streams=[stream]).banks
-    said = {field: getattr(banks[0], field, None) for field in ("index", "lists", "probes")} if banks else {}
+    said = {field: getattr(banks[0], field, None) for field in ENGINE_FIELDS} if banks else {}
     return Engine(
-        str(said.get("index") or "exact"), int(said.get("lists") or 0), int(said.get("probes") or 0)
+        index=str(said.get("index") or "exact"),
+        lists=int(said.get("lists") or 0),
+        probes=int(said.get("probes") or 0),
+        reason=str(said.get("reason") or ""),
     )
 
 
@@ -149,7 +157,8 @@ def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> En
         space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM])
         before, now, moment = now, engine_of(space), time.monotonic()
         changed = changed if before == now else moment
-        patience = QUIET_S if now.index == "ivf" else PATIENCE_S if wanted == "auto" else seconds
+        known = now.index == "ivf" or now.reason
+        patience = QUIET_S if known else PATIENCE_S if wanted == "auto" else seconds
         if moment - begun > seconds or moment - changed > patience:
             break
     return now

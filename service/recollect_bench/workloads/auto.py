@@ -45,13 +45,14 @@ def run(scale: Scale) -> Outcome:
                 engine: namespace(client, engine, dim=data.dim, capacity=sizes[-1], index=engine)
                 for engine in ENGINES
             }
-            held = first = 0
+            held, first_ids = 0, dict.fromkeys(ENGINES, 0)
             for size in sizes:
-                for space in spaces.values():
-                    first = fill(space, data.keys[held:size], data.values[held:size]) - held
+                for engine, space in spaces.items():
+                    first = fill(space, data.keys[held:size], data.values[held:size])
+                    first_ids[engine] = first - held
                     settle(space, data.queries[:512], seconds=scale.seconds_max / 2)
                 held = size
-                _ask(_Bank(data, size, first), spaces, scale, outcome)
+                _ask(_Bank(data, size, first_ids), spaces, scale, outcome)
     return outcome
 
 
@@ -59,7 +60,7 @@ def run(scale: Scale) -> Outcome:
 class _Bank:
     data: datasets.DataSet
     size: int
-    first_id: int
+    first_ids: dict[str, int]
 
 
 def _ask(bank: _Bank, spaces: dict[str, recollect.Namespace], scale: Scale, outcome: Outcome) -> None:
@@ -73,7 +74,7 @@ def _ask(bank: _Bank, spaces: dict[str, recollect.Namespace], scale: Scale, outc
         for engine, space in spaces.items():
             # Asked as the question was, since an engine may be chosen by its size.
             ids = space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM]).ids[0, 0]
-            recalls[engine] = recall(ids[: len(sample)] - bank.first_id, data.keys[:size], sample)
+            recalls[engine] = recall(ids[: len(sample)] - bank.first_ids[engine], data.keys[:size], sample)
         for engine, spread in times.items():
             line = outcome.series.setdefault(f"{SIZE_PLOT}{data.name}, {number:,} queries", {}).setdefault(
                 engine, []
@@ -85,7 +86,9 @@ def _ask(bank: _Bank, spaces: dict[str, recollect.Namespace], scale: Scale, outc
 def _figure(
     bank: _Bank, number: int, times: dict[str, Spread], recalls: dict[str, float], chosen: str
 ) -> Figure:
-    fixed = [e for e in ENGINES if e != "auto" and recalls[e] >= min(RECALL_LEAST, recalls["auto"])]
+    fixed = ["exact"]
+    if recalls["ivf"] >= min(RECALL_LEAST, recalls["auto"]):
+        fixed.append("ivf")
     best = min(fixed, key=lambda engine: times[engine].median_s)
     return Figure(
         "auto",

@@ -151,7 +151,7 @@ def _theirs(peer: Peer, job: _Job) -> Callable[[int], tuple[float, NDArray[np.in
 def _take_turns(contenders: dict[str, Contender], job: _Job, scale: Scale) -> None:
     """Step by step in turn; who has used up his time is done, but for a few steps."""
     share_s = scale.seconds_max / 2
-    for number in range(min(STEPS, max(2, scale.rounds + 1))):
+    for number in range(min(STEPS, 2 * scale.rounds + 1)):
         for contender in contenders.values():
             if len(contender.seconds) >= STEPS_LEAST and sum(contender.seconds) > share_s:
                 continue
@@ -165,7 +165,7 @@ def _take_turns(contenders: dict[str, Contender], job: _Job, scale: Scale) -> No
 def _report(name: str, contenders: dict[str, Contender], outcome: Outcome) -> None:
     ours = contenders.pop("recollect")
     spread = Spread.of(ours.seconds)
-    said = f"{1 / spread.median_s:.1f} steps/s, {spread}"
+    said = f"{1 / spread.median_s:.1f} steps/s, {spread}, slowest {max(ours.seconds) * 1e3:.3g} ms"
     if not contenders:
         outcome.figures.append(Figure("streaming", name, said, recall=ours.recall))
     for peer, theirs in contenders.items():
@@ -176,7 +176,7 @@ def _report(name: str, contenders: dict[str, Contender], outcome: Outcome) -> No
                 "streaming",
                 f"{name}, against {peer}",
                 said,
-                f"{1 / other.median_s:.1f} steps/s, {other}",
+                f"{1 / other.median_s:.1f} steps/s, {other}, slowest {max(theirs.seconds) * 1e3:.3g} ms",
                 ratio=other.median_s / spread.median_s,
                 goal="" if goal is None else f">= {goal:g}",
                 recall=ours.recall,

@@ -25,7 +25,7 @@ from recollect_bench.truth import recall
 SIZES = (4096, 32_768, 131_072, 524_288)
 QUESTIONS = (1, 8, 512, 4096)
 TOP_K, SAMPLE = 32, 64
-ENGINES = ("exact", "ivf", "auto")
+ENGINES: tuple[str, ...] = ("exact", "ivf", "auto")
 GOAL = "<= 1.15"
 RECALL_LEAST = 0.95
 """A fixed choice whose recall is lower is no choice."""

@@ -30,8 +30,8 @@ makes them.
 HOW = """\
 Who is compared takes turns in one run. Times are medians; the range beside them holds the middle half.
 Peers run in environments of their own (`make bench-peers`), in process, and are timed there, around their
-own calls, each searching as hard as recall 0.95 needs. Recollect is asked over gRPC on a unix socket unless
-a row says otherwise. Recall (ours / theirs) is against exact search by the benchmark itself."""
+own calls, each searching as hard as a recall of 0.95 needs. Recollect is asked over gRPC on a unix socket
+unless a row says otherwise. Recall (ours / theirs) is against exact search by the benchmark itself."""
 
 
 def page(outcomes: Mapping[str, Outcome], *, command: str, seed: int, pictures: Mapping[str, Path]) -> str:

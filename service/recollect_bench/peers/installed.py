@@ -17,7 +17,7 @@ class PeerKind:
         name: Of its adapter and of its environment.
         packages: What is installed there, with exact versions.
         bare: What is installed there without what it asks for.
-        efforts: Search settings to try in order, until recall is 0.95; one, if it has none or is exact.
+        efforts: Search settings to try in order, until recall is enough; one, if it has none or is exact.
         evicts: Whether it can drop old entries.
         note: What a reader should know about it.
     """
@@ -35,7 +35,7 @@ class PeerKind:
         return HOME / self.name / "bin" / "python"
 
 
-_HNSW_EFFORTS = (32, 64, 128, 256, 512)
+_HNSW_EFFORTS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _NUMPY = "numpy==2.4.6"
 
 PEERS = {

@@ -24,6 +24,9 @@ THREADS = os.cpu_count() or 1
 """A peer has as many as the memory server."""
 STOP_TIMEOUT_S = 10.0
 
+RECALL_GOAL = 0.965
+"""Before anything is evicted, so that 0.95 is left once much has come and gone: graphs wear out."""
+
 
 class PeerError(Exception):
     """A peer could not do what it was asked, with its own words."""
@@ -94,7 +97,7 @@ class Peer:
         """Sets how hard it searches: one of its kind's efforts."""
         self._ask("tune", effort=effort)
 
-    def tune(self, keys: Floats, queries: Floats, *, recall_goal: float = 0.95) -> float:
+    def tune(self, keys: Floats, queries: Floats, *, recall_goal: float = RECALL_GOAL) -> float:
         """Lets it search as hard as it must to answer well, and no harder.
 
         Args:

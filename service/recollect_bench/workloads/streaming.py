@@ -22,7 +22,7 @@ from recollect_bench.truth import recall
 
 ENTRIES, STEP, TOP_K, STEPS = 65_536, 512, 32, 40
 CHECKED_EVERY, STEPS_LEAST = 4, 3
-SAMPLE, SETTLE_S = 128, 10.0
+SAMPLE, SETTLE_S = 512, 10.0
 GOALS = {"mixture": 10.0, "sphere": 3.0}
 GOAL, GOAL_LUCIDRAINS = 5.0, 10.0
 

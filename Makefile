@@ -94,7 +94,15 @@ proto-check: $(PROTO_STAMP)
 	if [ -n "$$drift" ]; then echo "$(GENERATED) is not what proto/ says: run 'make proto' and commit" >&2; exit 1; fi
 
 .PHONY: bench
-bench: $(DEV_STAMP)  ## count bytes on the wire: attend against fetching keys and values
+bench: bench-peers  ## every workload beside its limits and its peers, as a report in docs/benchmarks (20 minutes)
+	@.venv/bin/recollect bench --out docs/benchmarks $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(DEV_STAMP)  ## install what the benchmark compares with, each into an environment below .bench/
+	@$(PY) -m recollect_bench.peers.install $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+
+.PHONY: bench-bytes
+bench-bytes: $(DEV_STAMP)  ## count bytes on the wire: attend against fetching keys and values
 	@$(PY) -m tests.benchmarks.wire_bytes $(ARGS)
 
 .PHONY: bench-fairness

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _GROUP = "recollect.commands"
 # Which extra brings what a command needs, where it is not the server.
-_EXTRAS = {"demo": "torch"}
+_EXTRAS = {"demo": "torch", "bench": "server,torch"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (ROOT / "client/recollect", ROOT / "service/recollect_server", ROOT / "model/recollect_torch")
+PACKAGES = (
+    ROOT / "client/recollect",
+    ROOT / "service/recollect_server",
+    ROOT / "service/recollect_bench",
+    ROOT / "model/recollect_torch",
+)
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
 

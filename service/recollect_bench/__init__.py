@@ -1,0 +1,1 @@
+"""The benchmark: named, seeded workloads, each beside its recall, its limit and its peers, in one run."""

@@ -1,0 +1,169 @@
+"""A namespace for a workload, filled with a data set."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import recollect
+from recollect_bench.datasets import Floats
+from recollect_bench.server import Server, memory_server
+
+LAYER, STREAM = 1, "a"
+BLOCK = 8192
+TOP_K = 32
+QUIET_S, PATIENCE_S = 1.0, 4.0
+ENGINE_FIELDS = ("index", "lists", "probes", "reason")
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@contextmanager
+def server_and_client() -> Iterator[tuple[Server, recollect.Client]]:
+    """A server, and a client on its unix socket."""
+    with memory_server() as server, recollect.connect(server.unix_url, timeout_s=600) as client:
+        yield server, client
+
+
+def namespace(
+    client: recollect.Client,
+    name: str,
+    *,
+    dim: int,
+    value_dim: int | None = None,
+    capacity: int,
+    heads: int = 1,
+    index: str | None = None,
+    recall: float | None = None,
+    dtype: Dtype = "float32",
+) -> recollect.Namespace:
+    """An empty namespace of one layer, `LAYER`.
+
+    Args:
+        client: Of the server.
+        name: Of the namespace.
+        dim: Size of a key.
+        value_dim: Size of a value; None: that of a key.
+        capacity: Entries of a stream.
+        heads: Of keys and values.
+        index: "exact", "ivf" or "auto"; None: what the server does by itself.
+        recall: To hold; None: what the server holds by itself.
+        dtype: Of what is stored and sent.
+
+    Raises:
+        NotImplementedError: An index or a recall is named, but this client cannot name one.
+    """
+    chosen: dict[str, object] = {}
+    if index is not None:
+        chosen["index"] = index
+    if recall is not None:
+        chosen["recall"] = recall
+    for argument in chosen:
+        if not can_choose(argument):
+            raise NotImplementedError(f"this version of recollect has no choice of {argument}")
+    # Looked up by name, so that versions without these arguments can be measured too.
+    create = cast("Callable[..., recollect.Namespace]", client.create_namespace)
+    return create(
+        name,
+        layers=[LAYER],
+        heads=heads,
+        key_dim=dim,
+        value_dim=value_dim or dim,
+        capacity=capacity,
+        dtype=dtype,
+        **chosen,
+    )
+
+
+def can_choose(argument: str) -> bool:
+    """Whether `create_namespace` has an argument of this name: "index" or "recall"."""
+    return argument in inspect.signature(recollect.Client.create_namespace).parameters
+
+
+def fill(space: recollect.Namespace, keys: Floats, values: Floats, *, stream: str = STREAM) -> int:
+    """Adds entries in order, to every head alike.
+
+    Args:
+        space: Of heads H.
+        keys: [N, D], or [H, N, D].
+        values: Likewise.
+        stream: To add to.
+
+    Returns:
+        The id of the first entry; the others follow.
+    """
+    first_id = 0
+    keys, values = with_heads(keys), with_heads(values)
+    for first in range(0, keys.shape[2], BLOCK):
+        part = slice(first, first + BLOCK)
+        added = space.add(LAYER, keys[:, :, part], values[:, :, part], streams=[stream])
+        first_id = first_id if first else added.first_ids[0]
+    return first_id
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What answers a bank's reads, as the server says it; one that does not say searches all.
+
+    Attributes:
+        index: "exact" or "ivf".
+        lists: Of the inverted file.
+        probes: Of those, how many a query looks into.
+        reason: Why it searches all, though an inverted file was asked for.
+    """
+
+    index: str = "exact"
+    lists: int = 0
+    probes: int = 0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.index == "ivf":
+            return f"ivf, {self.probes} of {self.lists:,} lists"
+        return f"{self.index} ({self.reason})" if self.reason else self.index
+
+
+def engine_of(space: recollect.Namespace, *, stream: str = STREAM) -> Engine:
+    """What answers now."""
+    banks = space.stats(streams=[stream]).banks
+    said = {field: getattr(banks[0], field, None) for field in ENGINE_FIELDS} if banks else {}
+    return Engine(
+        index=str(said.get("index") or "exact"),
+        lists=int(said.get("lists") or 0),
+        probes=int(said.get("probes") or 0),
+        reason=str(said.get("reason") or ""),
+    )
+
+
+def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> Engine:
+    """Searches until what answers has not changed for a while, since indexes are built beside the answers.
+
+    Args:
+        space: Returns at once if it can only be exact.
+        queries: [M, D], like those that will be asked.
+        seconds: At most. A namespace that may take an inverted file and has none yet gets all of it, at most
+            `PATIENCE_S` if the server is free to choose.
+
+    Returns:
+        What answers at the end.
+    """
+    wanted = str(getattr(space.spec, "index", "exact"))
+    begun = changed = time.monotonic()
+    now = engine_of(space)
+    while wanted != "exact":
+        space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM])
+        before, now, moment = now, engine_of(space), time.monotonic()
+        changed = changed if before == now else moment
+        known = now.index == "ivf" or now.reason
+        patience = QUIET_S if known else PATIENCE_S if wanted == "auto" else seconds
+        if moment - begun > seconds or moment - changed > patience:
+            break
+    return now
+
+
+def with_heads(array: Floats) -> Floats:
+    """[N, D] or [H, N, D] as [1, H, N, D]."""
+    return array[None, None] if array.ndim == 2 else array[None]

@@ -1,0 +1,75 @@
+"""Many conversations that decode at once, against one after another."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+import recollect
+from recollect_bench import datasets
+from recollect_bench.memory import LAYER, namespace
+from recollect_bench.result import Figure, Outcome
+from recollect_bench.scale import Scale
+from recollect_bench.server import memory_server
+from recollect_bench.timing import Call, alternate
+
+CONVERSATIONS, HEADS, DIM, ENTRIES, TOP_K = 64, 8, 64, 4096, 32
+GOAL = ">= 4"
+
+
+def run(scale: Scale) -> Outcome:
+    """64 streams of 4,096 entries x 8 heads: one call for all, and a call of each at once."""
+    entries, names = scale.size(ENTRIES), [f"c{number}" for number in range(CONVERSATIONS)]
+    data = datasets.make("subspace", entries=HEADS * entries, queries=CONVERSATIONS * HEADS, seed=scale.seed)
+    keys, values = (array.reshape(1, HEADS, entries, DIM) for array in (data.keys, data.values))
+    queries = data.queries.reshape(CONVERSATIONS, HEADS, 1, DIM)
+    with memory_server() as server, recollect.connect(server.unix_url, timeout_s=600) as client:
+        space = namespace(client, "conversations", dim=DIM, heads=HEADS, capacity=entries)
+        for number, name in enumerate(names):
+            # Not one conversation's keys are another's.
+            space.add(LAYER, np.roll(keys, number, axis=3), values, streams=[name])
+
+        def one_after_another() -> None:
+            for row, name in enumerate(names):
+                space.attend(LAYER, queries[row : row + 1], top_k=TOP_K, streams=[name], with_ids=False)
+
+        def one_call() -> None:
+            space.attend(LAYER, queries, top_k=TOP_K, streams=names, with_ids=False)
+
+        with asyncio.Runner() as runner:
+            there = runner.run(_open(server.unix_url))
+
+            def at_once() -> None:
+                runner.run(_at_once(there[1], queries, names))
+
+            turns: dict[str, Call] = {"after": one_after_another, "call": one_call, "at once": at_once}
+            times = alternate(turns, rounds=scale.rounds, seconds_max=scale.seconds_max, warm=2)
+            runner.run(there[0].close())
+    outcome, after = Outcome(), times["after"]
+    for turn, case in {"call": "one call of 64 rows", "at once": "64 callers of one AsyncClient"}.items():
+        taken = times[turn]
+        figure = Figure(
+            "conversations",
+            f"{case}, {HEADS} heads x {entries:,} x {DIM} each",
+            f"{CONVERSATIONS / taken.median_s:,.0f} steps/s, {taken}",
+            f"one after another {CONVERSATIONS / after.median_s:,.0f} steps/s, {after}",
+            ratio=after.median_s / taken.median_s,
+            goal=GOAL,
+        )
+        outcome.figures.append(figure)
+    return outcome
+
+
+async def _open(url: str) -> tuple[recollect.AsyncClient, recollect.AsyncNamespace]:
+    client = recollect.connect_async(url, timeout_s=600)
+    return client, await client.namespace("conversations")
+
+
+async def _at_once(space: recollect.AsyncNamespace, queries: datasets.Floats, names: list[str]) -> None:
+    await asyncio.gather(
+        *(
+            space.attend(LAYER, queries[row : row + 1], top_k=TOP_K, streams=[name], with_ids=False)
+            for row, name in enumerate(names)
+        )
+    )

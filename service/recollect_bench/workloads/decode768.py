@@ -1,0 +1,80 @@
+"""One decoding step over half a million large keys, against plain exact FAISS."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recollect_bench import datasets
+from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
+from recollect_bench.peers.installed import reason_absent
+from recollect_bench.peers.process import Peer
+from recollect_bench.result import Figure, Outcome
+from recollect_bench.scale import Scale
+from recollect_bench.timing import alternate
+from recollect_bench.truth import recall
+
+ENTRIES, DIM, VALUE_DIM = 524_288, 768, 64
+QUERIES, SAMPLE, TOP_K = 8, 64, 32
+GOAL_MS, GOAL_RATIO = "<= 10", ">= 20"
+
+
+def run(scale: Scale) -> Outcome:
+    """8 queries x 524,288 x 768, near a subspace: median ms, and against IndexFlatIP."""
+    outcome = Outcome()
+    entries = scale.size(ENTRIES)
+    data = datasets.make(
+        (scale.data or ("subspace",))[0],
+        entries=entries,
+        queries=SAMPLE,
+        dim=DIM,
+        value_dim=VALUE_DIM,
+        seed=scale.seed,
+    )
+    value_dim = data.values.shape[1]
+    reason = reason_absent("faiss") if scale.peers else "no peers wanted"
+    with server_and_client() as (_, client):
+        space = namespace(client, "decode", dim=data.dim, value_dim=value_dim, capacity=entries)
+        first = fill(space, data.keys, data.values)
+        engine = settle(space, data.queries[:QUERIES], seconds=3 * scale.seconds_max)
+        asked, step = with_heads(data.queries), data.queries[:QUERIES]
+        calls = {"ours": lambda: space.attend(LAYER, with_heads(step), top_k=TOP_K, streams=[STREAM])}
+        if reason is None:
+            peer = Peer("faiss", dim=data.dim, value_dim=value_dim, capacity=entries, top_k=TOP_K)
+            with peer:
+                peer.add(data.keys, data.values)
+                rounds = {**calls, "faiss": lambda: peer.search(step)[0]}
+                times = alternate(rounds, rounds=scale.rounds, seconds_max=scale.seconds_max, warm=3)
+        else:
+            outcome.absent["faiss"] = reason
+            times = alternate(calls, rounds=scale.rounds, seconds_max=scale.seconds_max, warm=3)
+        ids = [
+            space.search(LAYER, asked[:, :, n : n + QUERIES], top_k=TOP_K, streams=[STREAM]).ids[0, 0]
+            for n in range(0, SAMPLE, QUERIES)
+        ]
+        reached = recall(np.concatenate(ids) - first, data.keys, data.queries)
+    case, ours = f"{data.name}, {QUERIES} queries x {entries:,} x {data.dim}", times["ours"]
+    median = Figure(
+        "decode768",
+        f"{case}, ms",
+        str(ours),
+        ratio=ours.median_s * 1e3,
+        goal=GOAL_MS,
+        recall=reached,
+        note=str(engine),
+    )
+    outcome.figures.append(median)
+    if "faiss" in times:
+        theirs, ratio = times["faiss"], times["faiss"].median_s / ours.median_s
+        against = Figure(
+            "decode768",
+            f"{case}, against exact FAISS",
+            str(ours),
+            str(theirs),
+            ratio=ratio,
+            goal=GOAL_RATIO,
+            recall=reached,
+            their_recall=1.0,
+            limit=f"reading all keys at FAISS's {data.keys.nbytes / theirs.median_s / 1e9:.0f} GB/s",
+        )
+        outcome.figures.append(against)
+    return outcome

@@ -1,0 +1,63 @@
+"""One decoding step against an echo of the same bytes: what the memory adds to a call over gRPC."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from recollect_bench import datasets
+from recollect_bench.echo import echo
+from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client
+from recollect_bench.result import Figure, Outcome
+from recollect_bench.scale import Scale
+from recollect_bench.timing import Call, alternate
+
+HEADS, DIM, ENTRIES, TOP_K = 8, 64, 4096, 32
+CALLS = 100
+"""In a row, before the other one's turn."""
+ENVELOPE_BYTES = 64
+GOAL = ">= 0.6"
+
+
+def run(scale: Scale) -> Outcome:
+    """8 heads x 1 query over 4,096 entries on one connection: calls per second / those of the echo."""
+    entries, calls = scale.size(ENTRIES), scale.size(CALLS, least=8)
+    data = datasets.make("subspace", entries=HEADS * entries, queries=HEADS, seed=scale.seed)
+    keys, values = (array.reshape(HEADS, entries, DIM) for array in (data.keys, data.values))
+    queries = data.queries.reshape(1, HEADS, 1, DIM)
+    sent = bytes(queries.nbytes + ENVELOPE_BYTES)
+    replied = queries.nbytes + HEADS * np.dtype(np.float32).itemsize + ENVELOPE_BYTES
+    with server_and_client() as (_, client), echo(replied) as bare:
+        space = namespace(client, "echo", dim=DIM, heads=HEADS, capacity=entries)
+        fill(space, keys, values)
+
+        def attend() -> None:
+            space.attend(LAYER, queries, top_k=TOP_K, streams=[STREAM], with_ids=False)
+
+        turns: dict[str, Call] = {
+            "ours": _in_a_row(attend, calls),
+            "echo": _in_a_row(lambda: bare(sent), calls),
+        }
+        times = alternate(turns, rounds=2 * scale.rounds, seconds_max=scale.seconds_max, warm=2)
+    ours, theirs = times["ours"], times["echo"]
+    figure = Figure(
+        "echo",
+        f"{HEADS} heads x 1 query x {entries:,} x {DIM}",
+        f"{1 / ours.median_s:,.0f} calls/s, {ours}",
+        f"echo {1 / theirs.median_s:,.0f} calls/s, {theirs}",
+        ratio=theirs.median_s / ours.median_s,
+        goal=GOAL,
+        limit=f"{len(sent):,} bytes up and {replied:,} down",
+    )
+    return Outcome(figures=[figure])
+
+
+def _in_a_row(call: Call, number: int) -> Call:
+    def several() -> float:
+        begun = time.perf_counter()
+        for _ in range(number):
+            call()
+        return (time.perf_counter() - begun) / number
+
+    return several

@@ -92,6 +92,7 @@ class Choice:
         best: tuple[float, ExactSearch] | None = None
         for way in ways:
             times: list[float] = []
+            scores = wanted
             for _ in range(1 + REPEATS):  # the first compiles
                 began = self._clock()
                 try:

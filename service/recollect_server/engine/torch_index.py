@@ -47,6 +47,9 @@ SAMPLED_AT_ONCE = 8
 SAMPLING_SHARE = 4
 """Comparing takes one part in so many of the work of the searches."""
 
+COMPARED_MIN = 256
+"""Until so many queries have been compared each call brings some: the first may have been few."""
+
 PROBED_MAX = 4
 """Who would have to look into more than one list in so many is searched exactly."""
 
@@ -68,6 +71,7 @@ class _Watch:
     recall: float | None = None
     steady: int = 0
     unsampled: int = 0
+    compared: int = 0
     fit_now: float = field(default=0.0)
 
     def __post_init__(self) -> None:
@@ -229,12 +233,14 @@ class BankIndex:
         some = queries[:, ::step].contiguous()
         watch.unsampled += done
         cost = heads * work.searched(some.shape[1], self._total, dim)
-        if not count or watch.unsampled < SAMPLING_SHARE * cost:
+        is_known = watch.compared >= COMPARED_MIN
+        if not count or (is_known and watch.unsampled < SAMPLING_SHARE * cost):
             return
         watch.unsampled = 0
         wanted = yield from exact(self._product, some, keys, live=live, top_k=found[0].shape[-1], pause=pause)
         recall, goal = recall_of(found[0][:, ::step], wanted[0]), self._rule.recall
         self._sampled += heads * some.shape[1]
+        watch.compared += heads * some.shape[1]
         watch.recall = recall if watch.recall is None else 0.7 * watch.recall + 0.3 * recall
         watch.steady += 1
         if watch.recall < goal:
@@ -256,10 +262,10 @@ class BankIndex:
                 return
             self._building = self._build(keys)
         done = 0
-        while done <= allowed and self._building is not None:
-            try:
-                piece = next(self._building)
-            except StopIteration:
+        building = self._building
+        while done <= allowed:
+            piece = next(building, None)
+            if piece is None:
                 self._building = None
                 return
             done += piece

@@ -1,9 +1,9 @@
 """The lists of an inverted file: which slots of a ring are near which centroid, first in, first out.
 
-For each head and list there is a little ring of slots, oldest first. Entries leave a bank in the order they
-came, so they leave each list in that order too: eviction moves the lists' heads. What finds its list full goes
-to the head's spill list, which every query looks into. Beyond keys and values an entry costs, for each head,
-4 bytes for each place that is kept for it (`ROOM` of them) and 2 for the number of its list.
+For each head and list there is a little ring of slots, oldest first. Entries leave a bank in the order in
+which they came, so they leave each list in that order too: eviction moves the lists' heads. What finds its
+list full goes to the head's spill list, which every query looks into. Beyond keys and values an entry costs,
+for each head, 4 bytes for each place that is kept for it (`ROOM` of them) and 2 for the number of its list.
 """
 
 from __future__ import annotations

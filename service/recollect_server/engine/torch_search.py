@@ -122,8 +122,8 @@ class FaissSearch:
                 # Where FAISS finds nothing it says row -1, and a score that is not -inf.
                 parts.append((found.masked_fill(rows < 0, float("-inf")), rows + segment.start))
             if parts:
-                both = (torch.cat([part[i] for part in parts], dim=1) for i in range(2))
-                scores[head], slots[head] = best_of(*both, top_k)
+                found, rows = (torch.cat([part[i] for part in parts], dim=1) for i in range(2))
+                scores[head], slots[head] = best_of(found, rows, top_k)
         return scores, slots
 
     def weigh(self, scores: Tensor, slots: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:

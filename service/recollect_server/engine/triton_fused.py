@@ -1,9 +1,9 @@
 """Search and attention on a GPU without a score matrix in its memory, as two Triton kernels.
 
-The first multiplies a tile of queries with a tile of keys at a time and keeps the best of each query in
-registers; the second weighs the values of what was found. Storage may be float32, float16 or bfloat16; sums are
-float32. Imported only where Triton is installed. Triton's interpreter runs both on CPU tensors, which is how
-they are tested; docs/adr/0019-gpu-paths.md says what has run on a card.
+The first multiplies a tile of queries with a tile of keys at a time and keeps the best of each query
+in registers; the second weighs the values of what was found. Storage may be float32, float16 or bfloat16;
+sums are float32. Imported only where Triton is installed. Triton's interpreter runs both on CPU tensors,
+which is how they are tested; docs/adr/0019-gpu-paths.md says what has run on a card.
 """
 
 import importlib
@@ -34,7 +34,7 @@ PROGRAMS_PER_PROCESSOR = 4
 INTERPRETED_PROCESSORS = 2
 
 
-def _select(  # noqa: PLR0917 - Triton launches by position
+def _select(
     queries: "Tensor",
     keys: "Tensor",
     scores: "Tensor",
@@ -47,16 +47,14 @@ def _select(  # noqa: PLR0917 - Triton launches by position
     key_stride: "int",
     part_rows: "int",
     dim: "int",
-    BM: constexpr,  # noqa: N803 - Triton's convention for constants, as the next four
-    BN: constexpr,  # noqa: N803 - as above
-    BD: constexpr,  # noqa: N803 - as above
-    KP: constexpr,  # noqa: N803 - as above
-    WIDEN: constexpr,  # noqa: N803 - as above
+    BM: constexpr,
+    BN: constexpr,
+    BD: constexpr,
+    KP: constexpr,
+    WIDEN: constexpr,
 ) -> None:
-    """The best KP of a part of the keys, for BM queries of a head.
-
-    The live keys are `size` slots from `start` on, then `live - size` from `again` on.
-    """
+    # The best KP of a part of the keys, for BM queries of a head. The live keys are `size` slots from
+    # `start` on, then `live - size` from `again` on.
     part, parts = tl.program_id(1), tl.num_programs(1)
     head = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -64,8 +62,7 @@ def _select(  # noqa: PLR0917 - Triton launches by position
     q_rows = queries + (head * count + row[:, None]) * dim
     best = tl.full([BM, KP], float("-inf"), tl.float32)
     best_slots = tl.full([BM, KP], -1, tl.int32)
-    first = part * part_rows
-    last = tl.minimum(first + part_rows, live)
+    first, last = part * part_rows, tl.minimum((part + 1) * part_rows, live)
     for begin in range(first, last, BN):
         place = begin + columns
         slot = tl.where(place < size, start + place, again + place - size)
@@ -73,10 +70,9 @@ def _select(  # noqa: PLR0917 - Triton launches by position
         s = tl.zeros([BM, BN], tl.float32)
         for d in range(0, dim, BD):
             d_of = d + dims
-            q_mask = (row[:, None] < count) & (d_of[None, :] < dim)
-            k_mask = (d_of[:, None] < dim) & (place[None, :] < last)
-            q = tl.load(q_rows + d_of[None, :], mask=q_mask, other=0.0)
-            k = tl.load(k_rows + d_of[:, None], mask=k_mask, other=0.0)
+            q_of, k_of = d_of[None, :], d_of[:, None]
+            q = tl.load(q_rows + q_of, mask=(row[:, None] < count) & (q_of < dim), other=0.0)
+            k = tl.load(k_rows + k_of, mask=(k_of < dim) & (place[None, :] < last), other=0.0)
             if WIDEN:
                 q, k = q.to(tl.float32), k.to(tl.float32)
             # Of float32, three products of halves that tensor cores take: as exact as float32, or nearly.
@@ -89,8 +85,7 @@ def _select(  # noqa: PLR0917 - Triton launches by position
         while tl.max((top > worst).to(tl.int32), axis=0) > 0:
             enters = top > worst
             put = enters[:, None] & (kept[None, :] == worst_at[:, None])
-            found = begin + at
-            found = tl.where(found < size, start + found, again + found - size)
+            found = begin + at + tl.where(begin + at < size, start, again - size)
             best = tl.where(put, top[:, None], best)
             best_slots = tl.where(put, found[:, None].to(tl.int32), best_slots)
             s = tl.where(enters[:, None] & (columns[None, :] == at[:, None]), float("-inf"), s)
@@ -101,7 +96,7 @@ def _select(  # noqa: PLR0917 - Triton launches by position
     tl.store(slots + out, best_slots, mask=row[:, None] < count)
 
 
-def _weigh(  # noqa: PLR0917 - Triton launches by position
+def _weigh(
     scores: "Tensor",
     slots: "Tensor",
     values: "Tensor",
@@ -112,8 +107,8 @@ def _weigh(  # noqa: PLR0917 - Triton launches by position
     value_stride: "int",
     dim: "int",
     top_k: "int",
-    BM: constexpr,  # noqa: N803 - Triton's convention for constants, as the next
-    BD: constexpr,  # noqa: N803 - as above
+    BM: constexpr,
+    BD: constexpr,
 ) -> None:
     """softmax(scale * scores) v of BM queries of a head, in BD of the values' elements."""
     head = tl.program_id(2).to(tl.int64)

@@ -13,7 +13,7 @@ from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import run_through
 from recollect_server.engine.torch_device import TorchDevice
-from recollect_server.engine.torch_search import product_search, search_for
+from recollect_server.engine.torch_search import ExactSearch, ProductSearch, searches_for
 from recollect_server.settings import Settings
 
 pytestmark = pytest.mark.gpu
@@ -22,44 +22,61 @@ TOLERANCE = {torch.float32: 2e-2, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 """FAISS may use TF32, and half precision accumulates less exactly: for sums of 64 products."""
 
 
+WAYS = ("faiss", "product", "fused")
+
+
+def way_called(name: str) -> ExactSearch:
+    """One of the ways to search on this card."""
+    found = [way for way in searches_for(torch.device("cuda")) if way.name == name]
+    if not found:
+        pytest.skip("Triton is not installed")
+    return found[0]
+
+
+@pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("rows", [1, 31, 5000])
-def test_knn_gpu_finds_the_nearest(dtype: torch.dtype, rows: int) -> None:
-    """faiss.knn_gpu on tensors of this dtype is wrong, or reads another stream's memory."""
+def test_all_ways_find_the_nearest(name: str, dtype: torch.dtype, rows: int) -> None:
+    """A way to search tensors of this dtype is wrong on a card, or reads another stream's memory."""
     torch.manual_seed(0)
-    q = torch.randn(200, 64, device="cuda", dtype=dtype)
-    keys = torch.randn(rows, 64, device="cuda", dtype=dtype)
-    top_k = min(32, rows)
-    scores, found = search_for(torch.device("cuda"))(q, keys, top_k)
-    wanted, _ = product_search(q, keys, top_k)
+    q = torch.randn(2, 200, 64, device="cuda", dtype=dtype)
+    keys = torch.randn(2, rows, 64, device="cuda", dtype=dtype)
+    live = [slice(rows // 2, rows), slice(0, rows // 3)] if rows > 1 else [slice(0, 1)]
+    way = way_called(name)
+    scores, found = way.top_k_of(q, keys, live, 32)
+    wanted, _ = ProductSearch().top_k_of(q.float(), keys.float(), live, 32)
     assert scores.dtype is torch.float32
     torch.testing.assert_close(scores, wanted, atol=TOLERANCE[dtype], rtol=1e-2)
-    exact = (q.float() @ keys.float().T).gather(1, found)
-    torch.testing.assert_close(exact, wanted, atol=TOLERANCE[dtype], rtol=1e-2)
+    exact = (q.float() @ keys.float().transpose(1, 2)).gather(2, found.clamp(min=0))
+    torch.testing.assert_close(exact[found >= 0], wanted[found >= 0], atol=TOLERANCE[dtype], rtol=1e-2)
+    for one, other in zip(
+        way.weigh(scores, found, keys, 0.1), ProductSearch().weigh(scores, found, keys, 0.1), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("top_k", [1, 100, 1024, 2048])
 def test_large_top_k(top_k: int) -> None:
     """A k that the limits allow ends the process."""
-    keys = torch.randn(3000, 8, device="cuda")
-    scores, found = search_for(torch.device("cuda"))(keys[:4], keys, top_k)
-    assert scores.shape == found.shape == (4, top_k)
-    assert (scores.diff(dim=1) <= 0).all()
+    keys = torch.randn(1, 3000, 8, device="cuda")
+    scores, found = way_called("faiss").top_k_of(keys[:, :4], keys, [slice(0, 3000)], top_k)
+    assert scores.shape == found.shape == (1, 4, top_k)
+    assert (scores.diff(dim=-1) <= 0).all()
 
 
-def test_a_slice_of_a_ring_is_searched_in_place() -> None:
+@pytest.mark.parametrize("name", WAYS)
+def test_a_slice_of_a_ring_is_searched_in_place(name: str) -> None:
     """A view of a larger buffer is searched wrongly, or copied."""
-    buffer = torch.randn(2, 65_536, 64, device="cuda")
-    keys = buffer[1, 1000:60_000]
-    q = torch.randn(16, 64, device="cuda")
-    search = search_for(torch.device("cuda"))
-    search(q, keys, 8)
+    keys = torch.randn(2, 65_536, 64, device="cuda")
+    q, live = torch.randn(2, 16, 64, device="cuda"), [slice(1000, 60_000)]
+    way = way_called(name)
+    way.top_k_of(q, keys, live, 8)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    scores, _ = search(q, keys, 8)
-    assert torch.cuda.max_memory_allocated() - before < keys.numel() * 4 / 2
-    torch.testing.assert_close(scores, product_search(q, keys, 8)[0], atol=2e-2, rtol=1e-2)
+    scores, _ = way.top_k_of(q, keys, live, 8)
+    assert torch.cuda.max_memory_allocated() - before < keys.numel() * 4
+    torch.testing.assert_close(scores, ProductSearch().top_k_of(q, keys, live, 8)[0], atol=2e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))

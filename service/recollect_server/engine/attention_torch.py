@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+GATHERED_BYTES_MAX = 512 * 1024 * 1024
+"""Retrieved pairs are gathered in blocks of so many bytes, which bounds the scratch memory."""
+
 
 def attend(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(scores) v.
@@ -19,6 +22,32 @@ def attend(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     lse = scores.logsumexp(dim=-1)
     p = (scores - _finite(lse)[:, None]).exp()
     return torch.bmm(p[:, None, :], values)[:, 0], lse
+
+
+def weigh(scores: Tensor, slots: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(scale * scores) v of what a search has found, gathered in blocks.
+
+    Args:
+        scores: float32 [H, N, K]; -inf where there is no entry.
+        slots: int64 [H, N, K]; -1 where there is no entry.
+        values: [H, slots, Dv], of any storage.
+        scale: Positive.
+
+    Returns:
+        Output float32 [H, N, Dv] and LSE [H, N], as in `attend`.
+    """
+    heads, count, top_k = scores.shape
+    output = torch.zeros((heads, count, values.shape[-1]), device=scores.device)
+    lse = torch.full((heads, count), float("-inf"), device=scores.device)
+    if not values.shape[1]:
+        return output, lse
+    size = max(1, GATHERED_BYTES_MAX // (4 * max(1, top_k * values.shape[-1])))
+    for head in range(heads):
+        for first in range(0, count, size):
+            part = slice(first, first + size)
+            v = values[head][slots[head, part].clamp(min=0)].float()  # [t, K, Dv]
+            output[head, part], lse[head, part] = attend(scale * scores[head, part], v)
+    return output, lse
 
 
 def attend_backward(

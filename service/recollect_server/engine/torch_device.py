@@ -1,7 +1,7 @@
-"""A GPU as a device: buffers in PyTorch, search by FAISS in place.
+"""A GPU as a device: buffers in PyTorch, searched in place, exactly or by an inverted file.
 
-The same code runs on CPU tensors, where a matrix product and a top-k stand in for `faiss.knn_gpu`;
-that is how it is tested where there is no GPU.
+The same code runs on CPU tensors, with fewer ways to search exactly; that is how it is tested where there
+is no GPU.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
-from recollect_server.engine import attention_torch
-from recollect_server.engine.tiles import queries_of_tile, rows_of_tile, tokens_of_part
-from recollect_server.engine.torch_search import Search, search_for
+from recollect_server.engine import attention_torch, torch_scan
+from recollect_server.engine.tiles import tokens_of_part
+from recollect_server.engine.torch_choice import AUTO, Choice
+from recollect_server.engine.torch_index import BankIndex, IndexRule
+from recollect_server.engine.torch_search import ExactSearch, searches_for
 
 TORCH_TYPES = {
     Dtype.FLOAT32: torch.float32,
@@ -29,7 +31,7 @@ TORCH_TYPES = {
 }
 
 GATHERED_BYTES_MAX = 512 * 1024 * 1024
-"""Retrieved pairs are gathered in blocks of so many bytes, which bounds the scratch memory."""
+"""For gradients, retrieved pairs are gathered in blocks of so many bytes: it bounds the scratch memory."""
 
 
 class TorchDevice:
@@ -37,11 +39,27 @@ class TorchDevice:
 
     Args:
         device: For PyTorch: "cuda", "cuda:1", or "cpu".
+        search: How to search exactly: "faiss", "product" or "fused" where there are such; "auto" measures.
+        index: What banks are searched by.
+        ways: To search exactly; those of the device if None.
+
+    Raises:
+        ValueError: There is no such search.
+        RuntimeError: A GPU is asked for, but the FAISS that is installed is for the CPU.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(
+        self,
+        device: str,
+        *,
+        search: str = AUTO,
+        index: IndexRule | None = None,
+        ways: Sequence[ExactSearch] | None = None,
+    ) -> None:
         self._device = torch.device(device)
-        self._search = search_for(self._device)
+        self._index = index or IndexRule()
+        ways = searches_for(self._device) if ways is None else ways
+        self._choice = Choice(ways, self._device, forced=search)
 
     @property
     def name(self) -> str:
@@ -52,23 +70,27 @@ class TorchDevice:
 
     def store(self, spec: NamespaceSpec) -> TorchStore:
         """An empty store."""
-        return TorchStore(spec, self._device, self._search)
+        return TorchStore(spec, self._device, self._choice, index=self._index)
 
 
 class TorchStore:
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
-    __slots__ = ("_device", "_keys", "_spec", "_top_k_of", "_values")
+    __slots__ = ("_choice", "_device", "_index", "_keys", "_spec", "_values")
 
-    def __init__(self, spec: NamespaceSpec, device: torch.device, search: Search) -> None:
+    def __init__(
+        self, spec: NamespaceSpec, device: torch.device, choice: Choice, *, index: IndexRule
+    ) -> None:
         self._spec = spec
         self._device = device
-        self._top_k_of = search
+        self._choice = choice
+        self._index = BankIndex(index)
         self._keys = self._zeros(0, spec.key_dim)
         self._values = self._zeros(0, spec.value_dim)
 
     def grow(self, allocated: int, live: Sequence[slice]) -> None:
         """See `Store.grow`."""
+        self._index.moved(_places(live, self._device), allocated)
         self._keys = _moved(self._keys, self._zeros(allocated, self._spec.key_dim), live)
         self._values = _moved(self._values, self._zeros(allocated, self._spec.value_dim), live)
 
@@ -78,6 +100,7 @@ class TorchStore:
         for write in writes:
             self._keys[:, write.slots] = k[:, write.tokens]
             self._values[:, write.slots] = v[:, write.tokens]
+            self._index.wrote(write.slots, k[:, write.tokens])
 
     def compact(self, slots: Int64) -> None:
         """See `Store.compact`."""
@@ -86,9 +109,11 @@ class TorchStore:
             chosen = rows[:, places]  # a copy, which is to leave nothing behind either
             rows[:, : slots.size] = chosen
             chosen.zero_()
+        self._index.moved(places, self._keys.shape[1])
 
     def clear(self) -> None:
         """See `Store.clear`."""
+        self._index.clear()
         self._keys.zero_()
         self._values.zero_()
         self._keys = self._zeros(0, self._spec.key_dim)
@@ -97,37 +122,40 @@ class TorchStore:
     @property
     def index_state(self) -> IndexState:
         """See `Store.index_state`."""
-        return IndexState()
+        return self._index.state
 
     def search(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
     ) -> Steps[Hits]:
         """See `Store.search`."""
-        scores, slots = yield from self._search(self._upload(queries), live, top_k)
-        return Hits(scores=scores.cpu().numpy(), slots=slots.cpu().numpy())
+        _, scores, slots = yield from self._search(self._upload(queries), live, top_k, exact=exact)
+        shape = (*queries.shape[:2], top_k)
+        return Hits(scores=scores.view(shape).cpu().numpy(), slots=slots.view(shape).cpu().numpy())
 
     def attend(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float, exact: bool = False
     ) -> Steps[Attention]:
         """See `Store.attend`."""
-        scores, slots = yield from self._search(self._upload(queries), live, top_k)  # [Hq, T, K]
-        query_heads, tokens, _ = slots.shape
-        output = torch.zeros((query_heads, tokens, self._spec.value_dim), device=self._device)
-        lse = torch.full((query_heads, tokens), float("-inf"), device=self._device)
+        way, scores, slots = yield from self._search(self._upload(queries), live, top_k, exact=exact)
+        heads, tokens, _ = slots.shape
+        value_dim = self._spec.value_dim
+        output = torch.zeros((heads, tokens, value_dim), device=self._device)
+        lse = torch.full((heads, tokens), float("-inf"), device=self._device)
         if live:
-            group, each = query_heads // self._spec.heads, work.gathered(top_k, self._spec.value_dim)
-            left, most = (yield 0), self._gathered_tokens_max(top_k)
-            for head in range(query_heads):
-                first = 0
-                while first < tokens:
-                    size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
-                    part = slice(first, first + size)
-                    v = _gather(self._values[head // group], slots[head, part])  # [t, K, Dv]
-                    scaled = scale * scores[head, part]
-                    output[head, part], lse[head, part] = attention_torch.attend(scaled, v)
-                    first += size
-                    left = yield from self._pause(size * each)
-        return Attention(output=output.cpu().numpy(), lse=lse.cpu().numpy(), slots=slots.cpu().numpy())
+            left, each, first = (yield 0), heads * work.gathered(top_k, value_dim), 0
+            while first < tokens:
+                size = tokens_of_part(left, tokens=tokens - first, each=each, most=tokens)
+                part = slice(first, first + size)
+                weighed = way.weigh(scores[:, part], slots[:, part], self._values, scale)
+                output[:, part], lse[:, part] = weighed
+                first += size
+                left = yield from self._pause(size * each)
+        shape = queries.shape[:2]
+        return Attention(
+            output=output.view(*shape, value_dim).cpu().numpy(),
+            lse=lse.view(shape).cpu().numpy(),
+            slots=slots.view(*shape, top_k).cpu().numpy(),
+        )
 
     def attend_backward(
         self,
@@ -176,30 +204,24 @@ class TorchStore:
         """See `Store.values`."""
         return self._pairs(self._values, slots)
 
-    def _search(self, q: Tensor, live: Sequence[slice], top_k: int) -> Steps[tuple[Tensor, Tensor]]:
-        """Scores float32 and slots int64 [Hq, T, K] of q [Hq, T, Dk]."""
-        left = yield 0
-        grouped = q.reshape(self._spec.heads, -1, q.shape[-1])  # [Hkv, Hq/Hkv * T, Dk]
-        count, dim = grouped.shape[1:]
-        scores = torch.full((*grouped.shape[:2], top_k), float("-inf"), device=self._device)
-        slots = torch.full(scores.shape, -1, dtype=torch.int64, device=self._device)
-        for head in range(self._spec.heads):
-            for segment in live:
-                first = segment.start
-                while first < segment.stop:
-                    rows = rows_of_tile(left, queries=count, rows=segment.stop - first, dim=dim)
-                    keys = self._keys[head, first : first + rows]  # [n, Dk]: a view
-                    done = 0
-                    while done < count:
-                        size = queries_of_tile(left, queries=count - done, rows=rows, dim=dim)
-                        part = slice(done, done + size)
-                        # FAISS pads beyond the rows and aborts on an empty database: ask for what there is.
-                        found, hits = self._top_k_of(grouped[head, part], keys, min(top_k, rows))
-                        _merge(scores[head, part], slots[head, part], found, hits + first)
-                        done += size
-                        left = yield from self._pause(work.searched(size, rows, dim))
-                    first += rows
-        return scores.view(*q.shape[:2], top_k), slots.view(*q.shape[:2], top_k)
+    def _search(
+        self, q: Tensor, live: Sequence[slice], top_k: int, *, exact: bool
+    ) -> Steps[tuple[ExactSearch, Tensor, Tensor]]:
+        """Scores float32 and slots int64 [Hkv, Hq/Hkv * T, K] of q [Hq, T, Dk], and what can weigh them."""
+        heads, dim = self._spec.heads, self._spec.key_dim
+        grouped = q.reshape(heads, -1, dim)  # [Hkv, Hq/Hkv * T, Dk]
+        way = yield from self._choice.way_for(
+            heads=heads, dim=dim, dtype=q.dtype, top_k=top_k, queries=grouped.shape[1]
+        )
+        if exact:
+            found = yield from torch_scan.exact(
+                way, grouped, self._keys, live=live, top_k=top_k, pause=self._pause
+            )
+        else:
+            found = yield from self._index.search(
+                way, grouped, self._keys, live=live, top_k=top_k, pause=self._pause
+            )
+        return way, *found
 
     def _pause(self, done: int) -> Steps[int]:
         """Yields once what it is given to have done has been done."""
@@ -236,12 +258,10 @@ def _gather(rows: Tensor, slots: Tensor) -> Tensor:
     return rows[slots.clamp(min=0)].float()
 
 
-def _merge(scores: Tensor, slots: Tensor, more_scores: Tensor, more_slots: Tensor) -> None:
-    """Keeps the best of both in `scores` and `slots` [N, K], which begin as -inf and -1."""
-    both = torch.cat([scores, more_scores], dim=1)
-    order = both.argsort(dim=1, descending=True, stable=True)[:, : scores.shape[1]]
-    scores[:] = both.gather(1, order)
-    slots[:] = torch.cat([slots, more_slots], dim=1).gather(1, order)
+def _places(live: Sequence[slice], device: torch.device) -> Tensor:
+    """The slots of slices, in order."""
+    slots = [torch.arange(part.start, part.stop, device=device) for part in live]
+    return torch.cat(slots) if slots else torch.zeros(0, dtype=torch.int64, device=device)
 
 
 def _moved(old: Tensor, new: Tensor, live: Sequence[slice]) -> Tensor:

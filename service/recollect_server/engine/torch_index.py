@@ -1,0 +1,344 @@
+"""When a bank is searched by an inverted file, and how many of its lists: held to a recall by samples.
+
+Training, filling and retraining are done in pieces, after reads, as much at a time as the read itself was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from recollect_server.domain import work
+from recollect_server.domain.ports import IndexState
+from recollect_server.domain.steps import Steps
+from recollect_server.engine.torch_kmeans import centroids_of, chunk_rows
+from recollect_server.engine.torch_lists import LISTS_MAX, Lists
+from recollect_server.engine.torch_scan import Found, Pause, exact, probed
+from recollect_server.engine.torch_search import ExactSearch, ProductSearch
+
+EXACT, IVF, AUTO = "exact", "ivf", "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRule:
+    """What a namespace asks for.
+
+    Attributes:
+        index: "exact", "ivf" (from `entries_min` on) or "auto" (from `auto_entries_min` on).
+        recall: To be held by the inverted file, from 0 to 1.
+        entries_min: With fewer entries training has too little to go by.
+        auto_entries_min: With fewer, exact search of a GPU is taken to be fast enough. Not measured.
+    """
+
+    index: str = AUTO
+    recall: float = 0.95
+    entries_min: int = 4096
+    auto_entries_min: int = 131_072
+
+
+SAMPLE_PER_LIST = 32
+SAMPLED_QUERIES = 32
+SAMPLED_AT_ONCE = 8
+"""So many queries of a call are compared with exact search: when the file is new, and later."""
+
+SAMPLING_SHARE = 4
+"""Comparing takes one part in so many of the work of the searches."""
+
+COMPARED_MIN = 256
+"""Until so many queries have been compared each call brings some: the first may have been few."""
+
+PROBED_MAX = 4
+"""Who would have to look into more than one list in so many is searched exactly."""
+
+DRIFT = 0.85
+"""Retrained when keys come that are only this share as near to their centroids as at training, or less."""
+
+SCORE_ERROR = 1e-5
+"""Of two products of the same vectors, as a part of the largest."""
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What has been seen of a trained file."""
+
+    entries: int
+    fit: float
+    probes: int = 0
+    probes_at_first: int = 0
+    recall: float | None = None
+    steady: int = 0
+    unsampled: int = 0
+    compared: int = 0
+    fit_now: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        self.fit_now = self.fit
+
+
+class BankIndex:
+    """The index of one bank.
+
+    Args:
+        rule: What the namespace asks for.
+    """
+
+    def __init__(self, rule: IndexRule) -> None:
+        self._rule = rule
+        self._product: ExactSearch = ProductSearch()
+        self._sampled = 0
+        self._start = self._total = self._written = 0
+        self._retry_at = 0
+        self._reason = ""
+        self._forget()
+
+    def _forget(self) -> None:
+        for lists in (getattr(self, "_lists", None), getattr(self, "_draft", None)):
+            if lists is not None:
+                lists.clear()
+        self._lists: Lists | None = None
+        self._draft: Lists | None = None
+        self._building: Steps[None] | None = None
+        self._watch = _Watch(entries=0, fit=0.0)
+
+    @property
+    def state(self) -> IndexState:
+        """See `Store.index_state`."""
+        lists, watch = self._lists, self._watch
+        if lists is None or not watch.probes:
+            return IndexState(sampled=self._sampled, reason=self._reason)
+        return IndexState(
+            index=IVF,
+            lists=lists.centroids.shape[1],
+            probes=watch.probes,
+            recall=watch.recall,
+            sampled=self._sampled,
+        )
+
+    # ---- what happens to the bank ----
+
+    def wrote(self, slots: slice, keys: Tensor) -> None:
+        """Keys [H, T, D] have been written to `slots`."""
+        size = slots.stop - slots.start
+        self._written += size
+        for each in (self._lists, self._draft):
+            if each is not None:
+                each.make_way(slots.start, size)
+        if self._lists is None or not size:
+            return
+        if self._lists.end != slots.start:
+            self._lists.restart(slots.start)
+        fits, fit = self._lists.add(keys)
+        weight = min(0.5, size / max(1, self._watch.entries))
+        self._watch.fit_now += weight * (float(fit) - self._watch.fit_now)
+        if not fits:
+            self._give_up("the keys gather in too few lists")
+
+    def moved(self, slots: Tensor, allocated: int) -> None:
+        """The live entries were in `slots`, oldest first; they are now at the front of `allocated`."""
+        self._stop_building()
+        if self._lists is None:
+            return
+        size = slots.numel()
+        if size and (self._lists.count < size or allocated < size):
+            self._forget()
+            return
+        self._lists, fits = self._lists.renumbered(slots, allocated)
+        if not fits:
+            self._give_up("the keys gather in too few lists")
+
+    def clear(self) -> None:
+        """The bank is empty, and nothing of its keys may stay."""
+        self._forget()
+        self._reason, self._retry_at = "", 0
+
+    # ---- reads ----
+
+    def search(
+        self,
+        way: ExactSearch,
+        queries: Tensor,
+        keys: Tensor,
+        *,
+        live: Sequence[slice],
+        top_k: int,
+        pause: Pause,
+    ) -> Steps[Found]:
+        """As `exact`, or by the inverted file where there is one that holds the recall."""
+        self._at(live)
+        lists = self._lists
+        if lists is not None and 8 * top_k > self._total:
+            lists = None  # so many are wanted that most lists would be read
+        if lists is not None and not self._watch.probes:
+            yield from self._calibrate(lists, queries, keys, live=live, top_k=top_k, pause=pause)
+            lists = self._lists
+        heads, count, dim = queries.shape
+        if lists is None:
+            found = yield from exact(way, queries, keys, live=live, top_k=top_k, pause=pause)
+            done = heads * work.searched(count, self._total, dim)
+        else:
+            probes = self._watch.probes
+            found = yield from probed(lists, queries, keys, probes=probes, top_k=top_k, pause=pause)
+            done = heads * work.searched(count * probes, lists.count // lists.centroids.shape[1], dim)
+            yield from self._sample(found, queries, keys, live=live, done=done, pause=pause)
+        yield from self._build_some(keys, done, pause)
+        return found
+
+    def _at(self, live: Sequence[slice]) -> None:
+        """Takes note of what is live."""
+        self._total = sum(s.stop - s.start for s in live)
+        if not self._total:
+            return
+        self._start = live[0].start
+        for each in (self._lists, self._draft):
+            if each is not None:
+                each.begin_at(self._start)
+        if self._draft is not None and self._draft.count > self._total:
+            self._stop_building()
+        if self._lists is not None and self._lists.count != self._total:
+            self._forget()  # it does not cover what is live: made anew rather than wrong
+            self._retry_at = 0
+
+    def _calibrate(
+        self, lists: Lists, queries: Tensor, keys: Tensor, *, live: Sequence[slice], top_k: int, pause: Pause
+    ) -> Steps[None]:
+        """Finds how many lists to look into, by some of the queries."""
+        step = -(-queries.shape[1] // SAMPLED_QUERIES)
+        some = queries[:, ::step].contiguous()
+        wanted = yield from exact(self._product, some, keys, live=live, top_k=top_k, pause=pause)
+        self._sampled += some.shape[0] * some.shape[1]
+        most = max(1, lists.centroids.shape[1] // PROBED_MAX)
+        probes = 1
+        while True:
+            found = yield from probed(lists, some, keys, probes=probes, top_k=top_k, pause=pause)
+            recall = recall_of(found[0], wanted[0])
+            if recall >= self._rule.recall + (1 - self._rule.recall) / 4:
+                self._watch.probes = self._watch.probes_at_first = probes
+                self._watch.recall = recall
+                return
+            if probes == most:
+                self._give_up(f"a recall of {self._rule.recall:g} would take more than {most} lists")
+                return
+            probes = min(most, max(probes + 1, probes * 3 // 2))
+
+    def _sample(
+        self, found: Found, queries: Tensor, keys: Tensor, *, live: Sequence[slice], done: int, pause: Pause
+    ) -> Steps[None]:
+        """Compares some answers with exact search now and then, and moves the probes."""
+        watch = self._watch
+        heads, count, dim = queries.shape
+        step = -(-count // SAMPLED_AT_ONCE)
+        some = queries[:, ::step].contiguous()
+        watch.unsampled += done
+        cost = heads * work.searched(some.shape[1], self._total, dim)
+        is_known = watch.compared >= COMPARED_MIN
+        if not count or (is_known and watch.unsampled < SAMPLING_SHARE * cost):
+            return
+        watch.unsampled = 0
+        wanted = yield from exact(self._product, some, keys, live=live, top_k=found[0].shape[-1], pause=pause)
+        recall, goal = recall_of(found[0][:, ::step], wanted[0]), self._rule.recall
+        self._sampled += heads * some.shape[1]
+        watch.compared += heads * some.shape[1]
+        watch.recall = recall if watch.recall is None else 0.7 * watch.recall + 0.3 * recall
+        watch.steady += 1
+        if watch.recall < goal:
+            watch.probes = watch.probes * 5 // 4 + 1
+            watch.steady, watch.recall = 0, goal
+            assert self._lists is not None
+            if watch.probes * PROBED_MAX > self._lists.centroids.shape[1]:
+                self._give_up(f"a recall of {goal:g} would take more than {watch.probes} lists")
+        elif watch.steady >= 16 and watch.recall > goal + 0.6 * (1 - goal) and watch.probes > 1:
+            watch.probes -= max(1, watch.probes // 8)
+            watch.steady, watch.recall = 0, None
+
+    # ---- training ----
+
+    def _build_some(self, keys: Tensor, allowed: int, pause: Pause) -> Steps[None]:
+        """Trains for about as much work as is allowed, if there is something to train."""
+        if self._building is None:
+            if not self._is_due():
+                return
+            self._building = self._build(keys)
+        done = 0
+        building = self._building
+        while done <= allowed:
+            piece = next(building, None)
+            if piece is None:
+                self._building = None
+                return
+            done += piece
+            yield from pause(piece)
+
+    def _is_due(self) -> bool:
+        rule, lists, watch = self._rule, self._lists, self._watch
+        least = rule.entries_min if rule.index == IVF else max(rule.entries_min, rule.auto_entries_min)
+        if rule.index == EXACT:
+            return False
+        if self._total < least:
+            self._reason = f"there are fewer than {least} entries"
+            return False
+        if self._written < self._retry_at:
+            return False
+        if lists is None:
+            self._reason = "the inverted file is being trained"
+            return True
+        drifted = watch.fit_now < DRIFT * watch.fit
+        strained = watch.probes > 4 * max(1, watch.probes_at_first)
+        return drifted or strained or self._total > 4 * watch.entries
+
+    def _build(self, keys: Tensor) -> Steps[None]:
+        """A new inverted file, beside the one that answers; replaces it in the last piece."""
+        total = self._total
+        self._retry_at = self._written + total // 2
+        lists = min(LISTS_MAX, max(1, 2 * int(total**0.5)))
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(total, generator=generator)[: SAMPLE_PER_LIST * lists]
+        slots = (self._start + order.to(keys.device)) % keys.shape[1]
+        centroids = []
+        for head in range(keys.shape[0]):
+            sample = keys[head, slots]  # a copy, which is to leave nothing behind
+            centroids.append((yield from centroids_of(sample, lists, generator=generator)))
+            sample.zero_()
+        draft = Lists(torch.stack(centroids), keys.shape[1], head=self._start)
+        self._draft, fit = draft, 0.0
+        size = chunk_rows(lists * keys.shape[0])
+        while draft.count < self._total:
+            part = min(size, self._total - draft.count)
+            places = (draft.end + torch.arange(part, device=keys.device)) % keys.shape[1]
+            block = keys[:, places]
+            fits, near = draft.add(block)
+            block.zero_()
+            if not fits:
+                self._draft = None
+                self._give_up("the keys gather in too few lists")
+                return
+            fit += float(near) * part / self._total
+            yield keys.shape[0] * part * lists * keys.shape[2]
+        if self._lists is not None:
+            self._lists.clear()
+        self._lists, self._draft = draft, None
+        self._watch = _Watch(entries=self._total, fit=fit)
+
+    def _stop_building(self) -> None:
+        if self._draft is not None:
+            self._draft.clear()
+        self._building = self._draft = None
+        if self._lists is None:
+            self._retry_at = 0
+
+    def _give_up(self, reason: str) -> None:
+        """Exact search answers until as much again has been written."""
+        self._forget()
+        self._reason, self._retry_at = reason, self._written + max(1, self._total // 2)
+
+
+def recall_of(found: Tensor, wanted: Tensor) -> float:
+    """Share of the wanted neighbours that were found, by scores [H, N, K] alone: equal ones are as good."""
+    present = wanted.isfinite()
+    if not present.any():
+        return 1.0
+    error = SCORE_ERROR * wanted[present].abs().max()
+    least = wanted.masked_fill(~present, float("inf")).amin(dim=-1, keepdim=True)
+    return float((found >= least - error).sum() / present.sum())

@@ -1,0 +1,171 @@
+"""The inverted file of a GPU's banks, on CPU tensors: what it answers, and that it says when it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recollect_server.domain.arrays import DenseArray, from_float32
+from recollect_server.domain.bank import Bank
+from recollect_server.domain.eviction import ByIds, Oldest
+from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.steps import run_through
+from recollect_server.domain.usage import Usage
+from recollect_server.engine.torch_device import TorchDevice
+from recollect_server.engine.torch_index import IndexRule
+
+HEADS, DIM, CENTRES = 2, 16, 60
+Float = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+class Mixture:
+    """Keys around some centres, which can be moved."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.centres = self.rng.standard_normal((CENTRES, DIM))
+
+    def draw(self, size: int) -> DenseArray:
+        at = self.rng.integers(CENTRES, size=(HEADS, size))
+        noise = self.rng.standard_normal((HEADS, size, DIM))
+        return from_float32((self.centres[at] + 0.3 * noise).astype(np.float32), Dtype.FLOAT32)
+
+
+def bank_of(capacity: int, *, recall: float = 0.95, index: str = "ivf") -> Bank:
+    """An empty bank, indexed from 1,000 entries on."""
+    rule = IndexRule(index=index, recall=recall, entries_min=1000, auto_entries_min=1000)
+    spec = NamespaceSpec((0,), HEADS, DIM, DIM, capacity=capacity, dtype=Dtype.FLOAT32)
+    store = TorchDevice("cpu", index=rule).store(spec)
+    return Bank(spec, store, first_sequence=0, usage=Usage())
+
+
+def add(bank: Bank, keys: DenseArray) -> None:
+    bank.add(keys, keys, now_s=0.0)
+
+
+def recall_of(bank: Bank, queries: DenseArray, top_k: int = 10) -> float:
+    """Of an ordinary search against float64, tie-aware; what is found must be live and really score so."""
+    hits = run_through(bank.search(queries, top_k))
+    slots = np.concatenate([np.arange(s.start, s.stop) for s in bank.ring.segments()])
+    keys = bank._store.keys(np.tile(slots, (HEADS, 1, 1))).float32()[:, 0].astype(np.float64)
+    exact = np.einsum("htd,hnd->htn", queries.float32(), keys)
+    present = hits.slots >= 0
+    assert np.isin(hits.slots[present], slots).all()
+    ordered = np.sort(np.where(present, hits.slots, -1 - np.arange(top_k)), axis=-1)
+    assert (np.diff(ordered, axis=-1) > 0).all(), "the same slot twice"
+    by_slot = np.full((*exact.shape[:2], bank.ring.allocated), -np.inf)
+    by_slot[:, :, slots] = exact
+    real = np.take_along_axis(by_slot, hits.slots.clip(min=0), axis=-1)
+    np.testing.assert_allclose(hits.scores[present], real[present], atol=1e-3)
+    least = np.sort(exact, axis=-1)[..., -min(top_k, slots.size)]
+    return float((np.where(present, real, -np.inf) >= least[..., None] - 1e-4).mean())
+
+
+def trained(bank: Bank, made: Mixture) -> None:
+    """Reads until the inverted file answers."""
+    for _ in range(200):
+        if bank.index_state.index == "ivf":
+            return
+        run_through(bank.search(made.draw(64), 10))
+    raise AssertionError(f"still {bank.index_state}")
+
+
+def test_recall_is_held_while_a_ring_goes_round() -> None:
+    """After adds and evictions in place, entries are missing, stale, or found twice."""
+    made, bank = Mixture(), bank_of(4000)
+    add(bank, made.draw(4000))
+    trained(bank, made)
+    for _ in range(12):
+        add(bank, made.draw(700))
+        assert recall_of(bank, made.draw(100)) >= 0.92
+    assert bank.index_state.index == "ivf"
+    assert bank.index_state.sampled > 0
+    bank.evict(Oldest(1500), now_s=0.0)
+    assert recall_of(bank, made.draw(100)) >= 0.92
+    add(bank, made.draw(900))
+    assert recall_of(bank, made.draw(100)) >= 0.92
+    assert bank.index_state.index == "ivf"
+
+
+def test_growth_and_compaction_keep_the_lists() -> None:
+    """Lists name the slots that entries had before they moved."""
+    made, bank = Mixture(), bank_of(8000)
+    add(bank, made.draw(2000))
+    trained(bank, made)
+    add(bank, made.draw(1500))  # a larger buffer
+    assert bank.ring.allocated > 2000
+    assert recall_of(bank, made.draw(100)) >= 0.92
+    bank.evict(ByIds(np.arange(100, 1500, 3)), now_s=0.0)
+    assert recall_of(bank, made.draw(100)) >= 0.92
+    assert bank.index_state.index == "ivf"
+
+
+def test_entries_that_come_while_it_is_trained() -> None:
+    """What was written between two pieces of training is in no list."""
+    made, bank = Mixture(), bank_of(3000)
+    add(bank, made.draw(3000))
+    for _ in range(60):
+        run_through(bank.search(made.draw(1), 5))
+        add(bank, made.draw(37))
+        if bank.index_state.index == "ivf":
+            break
+    trained(bank, made)
+    for _ in range(20):  # the first probes were found with one query: samples correct them
+        run_through(bank.search(made.draw(64), 10))
+    assert recall_of(bank, made.draw(100)) >= 0.92
+
+
+def test_drifted_keys() -> None:
+    """Keys of another mixture than that of the training are found no more, and nobody notices."""
+    made, bank = Mixture(), bank_of(3000)
+    add(bank, made.draw(3000))
+    trained(bank, made)
+    made.centres = made.rng.standard_normal((CENTRES, DIM)) + 2.0
+    for _ in range(8):
+        add(bank, made.draw(600))
+        for _ in range(3):
+            run_through(bank.search(made.draw(64), 10))
+    assert recall_of(bank, made.draw(200)) >= 0.92
+
+
+@pytest.mark.parametrize("kind", ["zero", "equal", "sphere"])
+def test_what_lists_cannot_hold_is_searched_exactly_and_said(kind: str) -> None:
+    """Keys without clusters lose recall in silence."""
+    made, bank = Mixture(), bank_of(3000, recall=0.99)
+    raw = made.rng.standard_normal((HEADS, 3000, DIM)).astype(np.float32)
+    raw = np.zeros_like(raw) if kind == "zero" else np.ones_like(raw) if kind == "equal" else raw
+    add(bank, from_float32(raw, Dtype.FLOAT32))
+    for _ in range(100):
+        run_through(bank.search(made.draw(64), 10))
+    state = bank.index_state
+    assert recall_of(bank, made.draw(100)) >= 0.97
+    assert state.index == "ivf" or state.reason
+    if kind == "equal":
+        assert state.index == "exact"
+        assert "lists" in state.reason
+
+
+def test_exact_is_exact_and_few_or_no_entries_are_searched_so() -> None:
+    """A caller who asks for all neighbours gets most of them."""
+    made, bank = Mixture(), bank_of(4000, recall=0.5)
+    assert (run_through(bank.search(made.draw(3), 5)).slots == -1).all()
+    add(bank, made.draw(500))
+    assert recall_of(bank, made.draw(50)) == 1.0
+    assert "fewer" in bank.index_state.reason
+    add(bank, made.draw(3500))
+    trained(bank, made)
+    queries = made.draw(200)
+    best = run_through(bank.search(queries, 10, exact=True)).scores
+    keys = bank._store.keys(np.tile(np.arange(4000), (HEADS, 1, 1))).float32()[:, 0]
+    scores = np.einsum("htd,hnd->htn", queries.float32(), keys)
+    np.testing.assert_allclose(best, -np.sort(-scores, axis=-1)[..., :10], atol=1e-4)
+
+
+def test_a_namespace_without_an_index_gets_none() -> None:
+    """A namespace that asked for exact search is answered by an inverted file."""
+    made, bank = Mixture(), bank_of(3000, index="exact")
+    add(bank, made.draw(3000))
+    for _ in range(20):
+        run_through(bank.search(made.draw(64), 10))
+    assert bank.index_state.index == "exact"
+    assert not bank.index_state.reason

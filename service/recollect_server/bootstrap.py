@@ -167,7 +167,9 @@ def _parts(settings: Settings, registry: Registry, only_tenant: str, *, telemetr
     authenticator: Authenticator = SingleTenant(only_tenant) if only_tenant else keys
     changes = Changes(monotonic=time.monotonic)
     catalog = Catalog(directory, changes=changes, limits=limits, clock=time.time)
-    dispatcher = Dispatcher(limits, fair=settings.fair)
+    # A card's streams and buffers belong to the thread that made them.
+    any_thread = isinstance(device, CpuDevice)
+    dispatcher = Dispatcher(limits, fair=settings.fair, any_thread=any_thread)
     memories = Memories(device, limits=limits, clock=time.time)
     memory = Memory(memories, limits=limits, clock=time.time)
     turns = Turns(catalog, memory, dispatcher=dispatcher)

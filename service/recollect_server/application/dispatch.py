@@ -1,4 +1,4 @@
-"""One thread owns a device; calls wait for their turns at it in fair order, in a bounded queue."""
+"""One dispatcher owns a device; calls wait for their turns at it in fair order, in a bounded queue."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ Answer = TypeVar("Answer")
 Answer_co = TypeVar("Answer_co", covariant=True)
 
 SHARED_TURN_S, LONE_TURN_S = 0.001, 0.008
-"""A turn lasts about so long, and who comes in between waits that long at most: beside another tenant that
+"""A turn lasts about so long, and who comes in between waits that long at most: beside another lane that
 had work within `SHARED_FOR_S`, or alone. Longer ones are hardly more work for the time (measured; ADR 10)."""
 
 SHARED_FOR_S = 1.0
+
+HERE_S = 0.001
+"""What takes no longer is done by the thread that brings it, if the device is idle: to hand it to another
+thread and to wake up twice for it costs as much as a decoding step."""
 
 DRAINING_RETRY_S = 1.0
 
@@ -41,6 +45,7 @@ class Job(Generic[Answer_co]):
         weight: Of the tenant.
         calls_queued_max: Most calls of the tenant that may wait, this one included.
         is_refusable: False for the server's own work, which is queued whatever the load.
+        lane: The namespace: its calls run in the order they came, one at a time.
         waited_s: From when it was queued to its first step; None if it never came to that.
         worked_s: In its steps; None if it had none.
     """
@@ -52,6 +57,7 @@ class Job(Generic[Answer_co]):
     weight: int = 1
     calls_queued_max: int = 2**31
     is_refusable: bool = True
+    lane: str = ""
     waited_s: float | None = None
     worked_s: float | None = None
 
@@ -128,23 +134,27 @@ class _Call(Generic[Answer_co]):
 
 
 class Dispatcher:
-    """Runs the steps of calls on one thread, turn by turn.
+    """Runs the steps of calls, turn by turn: on a thread of its own, or on the one that brings a small call.
 
-    So nothing behind it needs a lock, and GPU resources stay with one thread. A tenant's calls run in the
-    order they came, one at a time.
+    One turn at a time, so nothing behind it needs a lock. The calls of one lane (of a
+    tenant's namespace) run in the order they came, one at a time; others take turns with them.
 
     Args:
         limits: `calls_waiting_max` bounds the queue.
         fair: False runs each call whole, in the order they came.
+        any_thread: Whether the device may be used by one thread after the other: small calls that find it
+            idle are then done by the thread that submits them, before `submit` returns.
     """
 
-    def __init__(self, limits: Limits, *, fair: bool = True) -> None:
+    def __init__(self, limits: Limits, *, fair: bool = True, any_thread: bool = False) -> None:
         self._fair = fair
+        self._any_thread = any_thread
+        self._is_lent = False  # to a thread that submitted a small call
         self._ready = threading.Condition()
         self._queue: FairQueue[_Call[object]] = FairQueue(fair=fair)
         self._load = Load(limits, fair=fair)
         self._draining = False
-        self._last_tenant = ""
+        self._last_lane = ("", "")
         self._shared_until_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="recollect-device", daemon=True)
         self._thread.start()
@@ -169,13 +179,21 @@ class Dispatcher:
                 raise DrainingError("the server is shutting down", retry_after_s=DRAINING_RETRY_S)
             if job.is_refusable:
                 self._require_room(job, now_s)
-            self._load.queued(job.tenant, job.cost, weight=job.weight)
-            self._queue.push(job.tenant, call, weight=job.weight)
-            if job.tenant != self._last_tenant:
-                self._last_tenant = job.tenant
+            fits = self._fits_here(job)
+            self._load.queued(job.tenant, job.cost, weight=job.weight, lane=job.lane)
+            self._queue.push(job.tenant, call, lane=job.lane, weight=job.weight)
+            if (job.tenant, job.lane) != self._last_lane:
+                self._last_lane = job.tenant, job.lane
                 self._shared_until_s = now_s + SHARED_FOR_S
-            self._ready.notify()
-        call.future.add_done_callback(partial(self._forget, call))
+            self._is_lent = fits
+            if fits:
+                self._take()
+            else:
+                self._ready.notify()
+        if fits:
+            self._turn(call, self._work_in(HERE_S))
+        if not call.has_ended:
+            call.future.add_done_callback(partial(self._forget, call))
         return call.future
 
     def queued(self) -> Mapping[str, tuple[int, int]]:
@@ -205,6 +223,7 @@ class Dispatcher:
             calls_queued_max=job.calls_queued_max,
             remaining_s=remaining_s,
             now_s=now_s,
+            lane=job.lane,
         )
 
     def _forget(self, call: _Call[Answer], future: Future[Answer]) -> None:
@@ -212,47 +231,67 @@ class Dispatcher:
         if not future.cancelled():
             return
         with self._ready:
-            if not call.has_begun and self._queue.remove(call.job.tenant, call):
+            if not call.has_begun and self._queue.remove(call.job.tenant, call, lane=call.job.lane):
                 self._load.began(call.job.tenant)
                 self._end(call)
 
     def _serve(self) -> None:
         while (call := self._next()) is not None:
-            begun_s = time.monotonic()
-            work = call.turn(self._budget(begun_s))
-            seconds = time.monotonic() - begun_s
-            if call.has_stepped:
-                call.job.worked_s = (call.job.worked_s or 0.0) + seconds
-            if call.has_ended:
-                call.deliver()
-            with self._ready:
-                self._queue.give_back(work, ended=call.has_ended)
-                self._load.measured(work, seconds)
-                behind = min(work, call.left)
-                call.left -= behind
-                self._load.worked(call.job.tenant, behind)
-                if call.has_ended:
-                    self._end(call)
+            self._turn(call, self._budget())
             del call  # not to keep its arrays while waiting for the next
 
-    def _next(self) -> _Call[object] | None:
+    def _turn(self, call: _Call[Answer], budget: int) -> None:
+        """On the thread that has the device."""
+        begun_s = time.monotonic()
+        work = call.turn(budget)
+        seconds = time.monotonic() - begun_s
+        if call.has_stepped:
+            call.job.worked_s = (call.job.worked_s or 0.0) + seconds
+        if call.has_ended:
+            call.deliver()
         with self._ready:
-            while (call := self._queue.take()) is None:
-                if self._draining:
+            self._queue.give_back(work, ended=call.has_ended)
+            self._load.measured(work, seconds)
+            behind = min(work, call.left)
+            call.left -= behind
+            self._load.worked(call.job.tenant, behind, lane=call.job.lane)
+            if call.has_ended:
+                self._end(call)
+            if self._is_lent:
+                self._is_lent = False
+                if self._draining or not self._load.is_idle:
+                    self._ready.notify()
+
+    def _next(self) -> _Call[object] | None:
+        """For the device's own thread: the call whose turn it is; None if there will be no more."""
+        with self._ready:
+            while self._is_lent or (call := self._take()) is None:
+                if self._draining and not self._is_lent:
                     return None
                 self._ready.wait()
-            if not call.has_begun:
-                call.has_begun = True
-                call.job.waited_s = time.monotonic() - call.queued_at_s
-                self._load.began(call.job.tenant)
             return call
 
-    def _budget(self, now_s: float) -> int:
+    def _take(self) -> _Call[object] | None:
+        call = self._queue.take()
+        if call is not None and not call.has_begun:
+            call.has_begun = True
+            call.job.waited_s = time.monotonic() - call.queued_at_s
+            self._load.began(call.job.tenant)
+        return call
+
+    def _fits_here(self, job: Job[Answer]) -> bool:
+        """Whether the submitting thread may do it: nothing is overtaken, and it fits into a short turn."""
+        is_free = self._any_thread and self._fair and not self._is_lent and self._load.is_idle
+        return is_free and job.cost <= self._work_in(HERE_S)
+
+    def _budget(self) -> int:
         if not self._fair:
             return UNBOUNDED
-        turn_s = SHARED_TURN_S if now_s < self._shared_until_s else LONE_TURN_S
-        return int(turn_s * self._load.rate)
+        return self._work_in(SHARED_TURN_S if time.monotonic() < self._shared_until_s else LONE_TURN_S)
+
+    def _work_in(self, seconds: float) -> int:
+        return int(seconds * self._load.rate)
 
     def _end(self, call: _Call[Answer]) -> None:
-        self._load.worked(call.job.tenant, call.left)
-        self._load.ended(call.job.tenant)
+        self._load.worked(call.job.tenant, call.left, lane=call.job.lane)
+        self._load.ended(call.job.tenant, lane=call.job.lane)

@@ -42,15 +42,22 @@ class _Demand:
 
 
 class _Account:
-    """A tenant's calls under way."""
+    """A tenant's calls under way, and how many and how costly those of each of its lanes are."""
 
-    __slots__ = ("cost", "under_way", "waiting", "weight")
+    __slots__ = ("cost", "lanes", "under_way", "waiting", "weight")
 
     def __init__(self) -> None:
         self.under_way = 0
         self.waiting = 0
         self.cost = 0
         self.weight = 1
+        self.lanes: dict[str, list[int]] = {}
+
+    def own_cost(self, lane: str, cost: int) -> int:
+        """What the tenant's share does until a new call of the lane is done: its lanes take turns."""
+        _, before = self.lanes.get(lane, (0, 0))
+        lanes = len(self.lanes) + (lane not in self.lanes)
+        return min(self.cost + cost, (before + cost) * lanes)
 
 
 class Load:
@@ -77,11 +84,16 @@ class Load:
         """Multiply-adds that the device does in a second."""
         return self._work / self._seconds
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or is under way."""
+        return not self._accounts
+
     def by_tenant(self) -> dict[str, tuple[int, int]]:
         """Calls that wait for their first turn, and the cost of all that is left to do."""
         return {tenant: (each.waiting, each.cost) for tenant, each in self._accounts.items()}
 
-    def queued(self, tenant: str, cost: int, *, weight: int) -> None:
+    def queued(self, tenant: str, cost: int, *, weight: int, lane: str = "") -> None:
         """A call waits."""
         account = self._accounts.setdefault(tenant, _Account())
         self._weights += weight - (account.weight if account.under_way else 0)
@@ -89,24 +101,28 @@ class Load:
         account.under_way += 1
         account.waiting += 1
         self._waiting += 1
-        self._change_cost(account, cost)
+        account.lanes.setdefault(lane, [0, 0])[0] += 1
+        self._change_cost(account, cost, lane)
 
     def began(self, tenant: str) -> None:
         """A call waits no more: it has its first turn."""
         self._accounts[tenant].waiting -= 1
         self._waiting -= 1
 
-    def worked(self, tenant: str, cost: int) -> None:
+    def worked(self, tenant: str, cost: int, *, lane: str = "") -> None:
         """So much of the cost that was estimated is behind it."""
-        self._change_cost(self._accounts[tenant], -cost)
+        self._change_cost(self._accounts[tenant], -cost, lane)
 
-    def ended(self, tenant: str) -> None:
+    def ended(self, tenant: str, *, lane: str = "") -> None:
         """A call that had begun is over."""
         account = self._accounts[tenant]
         account.under_way -= 1
+        account.lanes[lane][0] -= 1
+        if not account.lanes[lane][0]:
+            self._change_cost(account, -account.lanes[lane][1], lane)
+            del account.lanes[lane]
         if not account.under_way:
             self._weights -= account.weight
-            self._change_cost(account, -account.cost)
             del self._accounts[tenant]
 
     def measured(self, work: int, seconds: float) -> None:
@@ -115,21 +131,24 @@ class Load:
         self._work = kept * self._work + work
         self._seconds = kept * self._seconds + seconds
 
-    def done_after_s(self, tenant: str, cost: int, *, weight: int, now_s: float) -> float:
+    def done_after_s(self, tenant: str, cost: int, *, weight: int, now_s: float, lane: str = "") -> float:
         """How long it would take until a new call of the tenant, and those before it, are done.
 
         In fair order the tenant's calls have its share of the device, the new one too: beside nine others it
-        takes ten times as long as alone. It is faster if these are done before, but not in a crowd: there
-        others come for each that is done.
+        takes ten times as long as alone. Within the share, its lanes have equal parts in the same way. It is
+        faster if these are done before, but not in a crowd: there others come for each that is done.
         """
         everything = self._cost + cost
         if not self._fair:
             return everything / self.rate
         account = self._accounts.get(tenant)
-        own, weights = (account.cost, self._weights) if account else (0, self._weights + weight)
+        if account is not None:
+            own, weights = account.own_cost(lane, cost), self._weights
+        else:
+            own, weights = cost, self._weights + weight
         if now_s <= self._crowded_until_s:
-            return (own + cost) * max(weights, self._demand.weights) // weight / self.rate
-        return min(everything, (own + cost) * weights // weight) / self.rate
+            return own * max(weights, self._demand.weights) // weight / self.rate
+        return min(everything, own * weights // weight) / self.rate
 
     def require_room(
         self,
@@ -140,6 +159,7 @@ class Load:
         calls_queued_max: int,
         remaining_s: float | None,
         now_s: float,
+        lane: str = "",
     ) -> None:
         """Refuses a call that there is no room or no time for.
 
@@ -149,29 +169,35 @@ class Load:
         """
         self._demand.note(tenant, weight, now_s)
         account = self._accounts.get(tenant)
-        wait_s = self.done_after_s(tenant, 0, weight=weight, now_s=now_s)
-        retry_after_s = min(RETRY_S_MAX, max(RETRY_S_MIN, wait_s))
         if account is not None and account.waiting >= calls_queued_max:
             raise QuotaExceededError(
                 "calls_queued",
                 f"{account.waiting} calls are waiting for the device already; {calls_queued_max} may. "
                 "Wait for answers before sending more",
-                retry_after_s=retry_after_s,
+                retry_after_s=self._retry_after_s(tenant, weight, now_s, lane),
             )
         if self._waiting >= self._waiting_max:
             raise OverloadedError(
-                f"{self._waiting} calls are waiting for the device already", retry_after_s=retry_after_s
+                f"{self._waiting} calls are waiting for the device already",
+                retry_after_s=self._retry_after_s(tenant, weight, now_s, lane),
             )
         if remaining_s is None or not self._cost:
             return
-        needed_s = CAUTION * self.done_after_s(tenant, cost, weight=weight, now_s=now_s)
+        needed_s = CAUTION * self.done_after_s(tenant, cost, weight=weight, now_s=now_s, lane=lane)
         if needed_s > remaining_s:
+            # Before others are expected to come: a hint tells how long the work that is here takes.
+            retry_after_s = self._retry_after_s(tenant, weight, now_s, lane)
             self._crowded_until_s = now_s + CROWDED_S
             raise OverloadedError(
                 f"the answer would take about {needed_s:.2g} s, and its deadline is in {remaining_s:.2g} s",
                 retry_after_s=retry_after_s,
             )
 
-    def _change_cost(self, account: _Account, by: int) -> None:
+    def _retry_after_s(self, tenant: str, weight: int, now_s: float, lane: str) -> float:
+        wait_s = self.done_after_s(tenant, 0, weight=weight, now_s=now_s, lane=lane)
+        return min(RETRY_S_MAX, max(RETRY_S_MIN, wait_s))
+
+    def _change_cost(self, account: _Account, by: int, lane: str) -> None:
         account.cost += by
+        account.lanes[lane][1] += by
         self._cost += by

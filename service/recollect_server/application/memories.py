@@ -33,8 +33,9 @@ class _Held:
 class Memories:
     """The memories of all namespaces on one device.
 
-    Not thread-safe but for what says so: the device's dispatcher thread owns it. What changes the memories
-    of a tenant must run as a call of that tenant, since its other calls may be paused.
+    Not thread-safe but for what says so: the device's dispatcher owns it. What changes the memory of a
+    namespace must run as a call of that namespace, since another of its calls may be paused. What belongs to
+    a tenant as a whole (usage, answers) is read and changed within one step.
 
     Args:
         device: Where banks live.

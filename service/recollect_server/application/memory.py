@@ -43,7 +43,7 @@ class Memory:
     """What a caller can do with the memories of its namespaces, in steps that may be shared out.
 
     Every call validates all of its arguments before it changes or allocates anything. Not thread-safe:
-    the device's dispatcher thread takes the steps.
+    the device's dispatcher takes the steps, one after the other.
 
     Args:
         memories: Of the device.

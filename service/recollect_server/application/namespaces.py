@@ -156,7 +156,8 @@ class Namespaces:
     async def _free(self, tenant: str, name: str, uid: str) -> None:
         cost = work.CALL + work.moved(self._memories.bytes_of(tenant, name))
         # Not to be refused: what is deleted must go, however much waits.
-        job = Job(tenant, self._dropped(tenant, name, uid, cost), cost=cost, is_refusable=False)
+        steps = self._dropped(tenant, name, uid, cost)
+        job = Job(tenant, steps, cost=cost, is_refusable=False, lane=name)
         entries = await asyncio.wrap_future(self._dispatcher.submit(job))
         self._telemetry.evicted(tenant, entries, cause="delete")
 

@@ -72,8 +72,10 @@ class Turns:
             deadline_s=times.deadline_s,
             weight=namespace.quotas.weight,
             calls_queued_max=namespace.quotas.calls_queued_max,
+            lane=command.namespace,
         )
         try:
-            return await asyncio.wrap_future(self._dispatcher.submit(job))
+            answer = self._dispatcher.submit(job)
+            return answer.result() if answer.done() else await asyncio.wrap_future(answer)
         finally:
             times.waited_s, times.worked_s = job.waited_s, job.worked_s

@@ -66,7 +66,7 @@ class Store(Protocol):
     """Keys and values of one bank, on one device. Slots are the `Ring`'s; a store knows no ids.
 
     Reads pause between steps, and nothing is written to the store before they have ended. Not
-    thread-safe: one dispatcher thread owns each device.
+    thread-safe: one dispatcher owns each device.
     """
 
     def grow(self, allocated: int, live: Sequence[slice]) -> None:

@@ -12,7 +12,7 @@ Steps = Generator[int, int, Result]
 
 It yields what it has done since it last paused, in multiply-adds (`domain.work`), and is sent how many the
 next step may take at most. That is a wish: a step that cannot be made smaller is done whole. Between two
-steps others may run, but never another call of the same tenant. What changes something does so in the last
+steps others may run, but never another call of the same namespace. What changes something does so in the last
 step, whole, after it has yielded what that will take: so it can be closed at any pause and has done nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Fair order, against what fairness means: shares by weight, order within a tenant, nothing lost."""
+"""Fair order, against what fairness means: shares by weight, order within a lane, nothing lost."""
 
 from __future__ import annotations
 
@@ -40,27 +40,80 @@ def test_shares_go_by_weight(weights: tuple[int, int], works: list[int]) -> None
         assert -largest / shares["b"] - 1e-3 <= ahead <= largest / shares["a"] + 1e-3
 
 
+@given(
+    weights=st.tuples(weights, weights),
+    lanes=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    works=st.lists(turns, min_size=1, max_size=300),
+)
+def test_lanes_share_their_tenants_share(
+    weights: tuple[int, int], lanes: tuple[int, int], works: list[int]
+) -> None:
+    """A tenant gets more of the device by spreading its work over lanes, or one lane starves another."""
+    queue = FairQueue[tuple[str, str]]()
+    shares, spread = dict(zip("ab", weights, strict=True)), dict(zip("ab", lanes, strict=True))
+    done = {(tenant, str(lane)): 0 for tenant in "ab" for lane in range(spread[tenant])}
+    for tenant, lane in done:
+        queue.push(tenant, (tenant, lane), lane=lane, weight=shares[tenant])
+    for work in works:
+        call = queue.take()
+        assert call is not None
+        queue.give_back(work, ended=False)
+        done[call] += work
+        a, b = (sum(n for (whose, _), n in done.items() if whose == t) / shares[t] for t in "ab")
+        largest = max(works)
+        assert -largest / shares["b"] - 1e-3 <= a - b <= largest / shares["a"] + 1e-3
+        for tenant in "ab":
+            parts = [n for (whose, _), n in done.items() if whose == tenant]
+            assert max(parts) - min(parts) <= largest
+
+
+def test_an_add_passes_the_long_search_of_another_lane() -> None:
+    """What a tenant asks of one namespace waits until all that it asked of another is done."""
+    queue = FairQueue[str]()
+    for number in range(3):
+        queue.push("t", f"search {number}", lane="one")
+    assert queue.take() == "search 0"
+    queue.push("t", "add", lane="two")
+    queue.push("t", "add after it", lane="two")
+    queue.give_back(1_000_000, ended=False)
+    assert queue.take() == "add"
+    queue.give_back(10, ended=True)
+    assert queue.take() == "add after it"
+    queue.give_back(10, ended=False)
+    assert queue.take() == "add after it"
+    queue.give_back(2_000_000, ended=True)
+    assert queue.take() == "search 0"
+    queue.give_back(1, ended=True)
+
+
 events = st.lists(
     st.one_of(
-        st.tuples(st.just("push"), st.sampled_from("abcde"), st.integers(1, 5)),
+        st.tuples(st.just("push"), st.sampled_from(["a", "b", "c/x", "c/y", "d/x"]), st.integers(1, 5)),
         st.tuples(st.just("turn"), st.booleans(), turns),
-        st.tuples(st.just("remove"), st.sampled_from("abcde"), st.integers(0, 5)),
+        st.tuples(st.just("remove"), st.sampled_from(["a", "b", "c/x", "c/y", "d/x"]), st.integers(0, 5)),
     ),
     max_size=120,
 )
+
+
+def lane_of(who: str) -> tuple[str, str]:
+    """Tenant and lane."""
+    tenant, _, lane = who.partition("/")
+    return tenant, lane
 
 
 @given(fair=st.booleans(), events=events)
 def test_nothing_is_lost_and_order_holds(
     fair: bool, events: list[tuple[str, str, int] | tuple[str, bool, int]]
 ) -> None:
-    """A call is lost, done twice, or overtakes an earlier one of its tenant (unfair: of anybody)."""
+    """A call is lost, done twice, or overtakes an earlier one of its lane (unfair: of anybody)."""
     queue, waiting, number = FairQueue[tuple[str, int]](fair=fair), defaultdict[str, list[int]](list), 0
     for what, who, size in events:
         if what == "push":
             assert isinstance(who, str)
             number += 1
-            queue.push(who, (who, number), weight=size)
+            tenant, lane = lane_of(who)
+            queue.push(tenant, (who, number), lane=lane, weight=size)
             waiting[who if fair else ""].append(number)
         elif what == "turn":
             call = queue.take()
@@ -75,9 +128,12 @@ def test_nothing_is_lost_and_order_holds(
             line = waiting[str(who) if fair else ""]
             if len(line) > size:
                 chosen = line.pop(size)
-                owner = str(who) if fair else next(t for t in "abcde" if queue.remove(t, (t, chosen)))
-                assert fair is queue.remove(owner, (owner, chosen))
-                assert not queue.remove(owner, (owner, chosen))
+                owners = [str(who)] if fair else ["a", "b", "c/x", "c/y", "d/x"]
+                removed = [
+                    queue.remove(lane_of(owner)[0], (owner, chosen), lane=lane_of(owner)[1])
+                    for owner in (*owners, *owners)
+                ]
+                assert removed.count(True) == 1
     while any(waiting.values()):
         call = queue.take()
         assert call is not None

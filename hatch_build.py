@@ -53,7 +53,16 @@ def compile_library(root: Path) -> Path | None:
         running: list[subprocess.Popen[bytes]] = []
         for name, flags in {"generic": [], **(X86 if x86 else {})}.items():
             objects.append(f"{folder}/{name}.o")
-            part = [*command, *FLAGS, *flags, f"-DRC_ISA={name}", "-c", f"{sources}/isa.cpp", "-o", objects[-1]]
+            part = [
+                *command,
+                *FLAGS,
+                *flags,
+                f"-DRC_ISA={name}",
+                "-c",
+                f"{sources}/isa.cpp",
+                "-o",
+                objects[-1],
+            ]
             running.append(subprocess.Popen(part))
         objects.append(f"{folder}/library.o")
         part = [*command, *FLAGS, *(["-DRC_X86"] if x86 else []), "-c", f"{sources}/library.cpp"]

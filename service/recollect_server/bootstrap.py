@@ -26,6 +26,7 @@ from recollect_server.application.memory import Memory
 from recollect_server.application.namespaces import Namespaces
 from recollect_server.application.tenants import Tenants
 from recollect_server.application.turns import Turns
+from recollect_server.application.upkeep import Upkeep
 from recollect_server.domain.ports import Authenticator, Device
 from recollect_server.domain.registry import Registry
 from recollect_server.domain.telemetry import NoTelemetry, Telemetry
@@ -172,7 +173,8 @@ def _parts(settings: Settings, registry: Registry, only_tenant: str, *, telemetr
     dispatcher = Dispatcher(limits, fair=settings.fair, any_thread=any_thread)
     memories = Memories(device, limits=limits, clock=time.time)
     memory = Memory(memories, limits=limits, clock=time.time)
-    turns = Turns(catalog, memory, dispatcher=dispatcher)
+    upkeep = Upkeep(memories, dispatcher, telemetry=telemetry)
+    turns = Turns(catalog, memory, dispatcher=dispatcher, upkeep=upkeep)
     namespaces = Namespaces(
         catalog,
         memories,

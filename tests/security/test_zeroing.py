@@ -17,7 +17,8 @@ from recollect_server.domain.eviction import ByIds, Everything, Oldest, Selector
 from recollect_server.domain.ports import Device
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.usage import Usage
-from recollect_server.engine.cpu import CpuDevice, CpuStore
+from recollect_server.engine.cpu import CpuDevice
+from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
 from tests.contract import messages
 from tests.installation import Installation
@@ -51,7 +52,7 @@ def filled_bank(device: Device, *, capacity: int, entries: int, dtype: Dtype = D
 def buffers(bank: Bank) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
     """A bank's whole buffers as they are now, whatever the ring says of their slots."""
     store = bank._store
-    assert isinstance(store, CpuStore | TorchStore)
+    assert isinstance(store, CpuBuffers | TorchStore)
     return [_bits(store._keys), _bits(store._values)]
 
 

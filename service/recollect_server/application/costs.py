@@ -54,8 +54,8 @@ def evicted_work(command: Evict, memory: NamespaceMemory) -> int:
 
 def _read_work(command: Search | Attend, spec: NamespaceSpec, memory: NamespaceMemory) -> int:
     rows, heads, tokens, _ = command.queries.shape
-    entries = sum(memory.entries(stream, command.layer) for stream in command.streams)
-    searched = spec.heads * work.searched(heads * tokens // spec.heads, entries, spec.key_dim)
+    queries = heads * tokens // spec.heads
+    searched = sum(memory.search_work(stream, command.layer, queries=queries) for stream in command.streams)
     if isinstance(command, Attend):
         dims = spec.value_dim
     else:

@@ -11,6 +11,7 @@ from recollect_server.application.catalog import Catalog
 from recollect_server.application.commands import Command, Namespace
 from recollect_server.application.dispatch import Dispatcher, Job
 from recollect_server.application.memory import Memory
+from recollect_server.application.upkeep import Upkeep
 from recollect_server.domain.identity import Caller
 from recollect_server.domain.steps import Steps
 
@@ -38,12 +39,14 @@ class Turns:
         catalog: Finds the caller's namespace.
         memory: The use cases on it; estimates what a command costs.
         dispatcher: Of the device that all memories are on.
+        upkeep: Told of what was done.
     """
 
-    def __init__(self, catalog: Catalog, memory: Memory, *, dispatcher: Dispatcher) -> None:
+    def __init__(self, catalog: Catalog, memory: Memory, *, dispatcher: Dispatcher, upkeep: Upkeep) -> None:
         self._catalog = catalog
         self._memory = memory
         self._dispatcher = dispatcher
+        self._upkeep = upkeep
 
     async def take(
         self,
@@ -75,7 +78,9 @@ class Turns:
             lane=command.namespace,
         )
         try:
-            answer = self._dispatcher.submit(job)
-            return answer.result() if answer.done() else await asyncio.wrap_future(answer)
+            future = self._dispatcher.submit(job)
+            answer = future.result() if future.done() else await asyncio.wrap_future(future)
         finally:
             times.waited_s, times.worked_s = job.waited_s, job.worked_s
+        self._upkeep.after(namespace, command)
+        return answer

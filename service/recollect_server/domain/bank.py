@@ -64,6 +64,19 @@ class Bank:
         """What answers reads now. Safe to ask from any thread."""
         return self._store.index_state
 
+    @property
+    def wants_upkeep(self) -> bool:
+        """Whether there is background work to do. Safe to ask from any thread."""
+        return self._store.wants_upkeep(self.ring.segments())
+
+    def upkeep(self) -> Steps[bool]:
+        """A few milliseconds of background work; whether there is more."""
+        return self._store.upkeep(self.ring.segments())
+
+    def search_work(self, queries: int) -> int:
+        """What `queries` of each head would take, in multiply-adds; an estimate, from any thread."""
+        return self._store.search_work(queries, self.ring.count)
+
     def search(self, queries: DenseArray, top_k: int, *, exact: bool = False) -> Steps[Hits]:
         """The top_k entries of queries [Hq, T, Dk]; `exact`: whatever index the namespace has."""
         return self._store.search(queries, self.ring.segments(), top_k, exact=exact)

@@ -115,6 +115,11 @@ class NamespaceMemory:
         bank = self._streams.get(stream, {}).get(layer)
         return bank.ring.count if bank is not None else 0
 
+    def search_work(self, stream: str, layer: int, *, queries: int) -> int:
+        """What `queries` of each head would take there, in multiply-adds. Safe to ask from any thread."""
+        bank = self._streams.get(stream, {}).get(layer)
+        return bank.search_work(queries) if bank is not None else 0
+
     def layers_of(self, stream: str) -> list[tuple[int, Bank]]:
         """The stream's banks by layer."""
         return list(self._streams.get(stream, {}).items())

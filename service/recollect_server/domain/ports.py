@@ -90,6 +90,18 @@ class Store(Protocol):
         """What answers reads now. Safe to ask from any thread."""
         ...
 
+    def wants_upkeep(self, live: Sequence[slice]) -> bool:
+        """Whether there is background work to do, as keeping an index. Safe to ask from any thread."""
+        ...
+
+    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
+        """A few milliseconds of it; whether there is more. Between two of them anything may happen."""
+        ...
+
+    def search_work(self, queries: int, entries: int) -> int:
+        """What `queries` of each head would take, in multiply-adds; an estimate, from any thread."""
+        ...
+
     def search(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
     ) -> Steps[Hits]:

@@ -1,210 +1,41 @@
-"""The CPU as a device: buffers in NumPy, search by FAISS in place."""
+"""The CPU as a device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import os
 
-import numpy as np
-
-from recollect_server.domain import work
-from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64, Raw, to_float32
-from recollect_server.domain.ports import Attention, Hits, IndexState
-from recollect_server.domain.ring import Write
-from recollect_server.domain.spec import Dtype, NamespaceSpec
-from recollect_server.domain.steps import Steps
-from recollect_server.engine import attention_cpu, faiss_cpu
-from recollect_server.engine.tiles import tokens_of_part
-
-NARROW_ROWS_MAX = 2**31
-"""Float32 keys are searched where they lie."""
-
-WIDENED_ROWS_MAX = 32_768
-"""Half-precision keys are widened in blocks of so many rows, which bounds the scratch memory."""
-
-GATHERED_BYTES_MAX = 1024 * 1024
-"""Retrieved pairs are gathered in blocks of so many bytes: in the cache, work on them is twice as fast."""
+from recollect_server.domain.ports import Store
+from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.engine import faiss_cpu, kernels
+from recollect_server.engine.faiss_store import FaissStore
+from recollect_server.engine.kernel_store import KernelStore
 
 
 class CpuDevice:
     """Implements the `Device` port.
 
     Args:
-        threads: For one search; 0 leaves it to FAISS.
+        threads: For one search; 0: as many as there are processors for.
+        compiled: False searches with FAISS and NumPy, as where the kernels were not compiled.
     """
 
     name = "cpu"
 
-    def __init__(self, *, threads: int = 0) -> None:
-        if threads:
+    def __init__(
+        self,
+        *,
+        threads: int = 0,
+        compiled: bool = True,
+    ) -> None:
+        self._compiled = compiled and kernels.available()
+        if self._compiled:
+            kernels.use_threads(threads or len(os.sched_getaffinity(0)))
+        elif threads:
             faiss_cpu.use_threads(threads)
         self._searcher = faiss_cpu.Searcher()
 
-    def store(self, spec: NamespaceSpec) -> CpuStore:
+    def store(self, spec: NamespaceSpec) -> Store:
         """An empty store."""
-        return CpuStore(spec, self._searcher)
-
-
-class CpuStore:
-    """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
-
-    __slots__ = ("_dtype", "_keys", "_searcher", "_spec", "_values")
-
-    def __init__(self, spec: NamespaceSpec, searcher: faiss_cpu.Searcher) -> None:
-        self._dtype = spec.dtype
-        self._searcher = searcher
-        self._keys = _zeros(spec, 0, spec.key_dim)
-        self._values = _zeros(spec, 0, spec.value_dim)
-        self._spec = spec
-
-    def grow(self, allocated: int, live: Sequence[slice]) -> None:
-        """See `Store.grow`."""
-        self._keys = _moved(self._keys, _zeros(self._spec, allocated, self._spec.key_dim), live)
-        self._values = _moved(self._values, _zeros(self._spec, allocated, self._spec.value_dim), live)
-
-    def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
-        """See `Store.write`."""
-        for write in writes:
-            self._keys[:, write.slots] = keys.raw[:, write.tokens]
-            self._values[:, write.slots] = values.raw[:, write.tokens]
-
-    def compact(self, slots: Int64) -> None:
-        """See `Store.compact`."""
-        for rows in (self._keys, self._values):
-            chosen = rows[:, slots]  # a copy, which is to leave nothing behind either
-            rows[:, : slots.size] = chosen
-            chosen.fill(0)
-
-    def clear(self) -> None:
-        """See `Store.clear`."""
-        self._keys.fill(0)
-        self._values.fill(0)
-        self._keys = _zeros(self._spec, 0, self._spec.key_dim)
-        self._values = _zeros(self._spec, 0, self._spec.value_dim)
-
-    @property
-    def index_state(self) -> IndexState:
-        """See `Store.index_state`."""
-        return IndexState()
-
-    def search(
-        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
-    ) -> Steps[Hits]:
-        """See `Store.search`."""
-        q = queries.float32()  # [Hq, T, Dk]
-        query_heads, tokens, key_dim = q.shape
-        grouped = q.reshape(self._spec.heads, -1, key_dim)  # [Hkv, Hq/Hkv * T, Dk]
-        scores = np.empty((*grouped.shape[:2], top_k), dtype=np.float32)
-        slots = np.empty((*grouped.shape[:2], top_k), dtype=np.int64)
-        rows_max = NARROW_ROWS_MAX if self._dtype is Dtype.FLOAT32 else WIDENED_ROWS_MAX
-        for head in range(self._spec.heads):
-            keys_of = partial(self._keys_of, head)
-            scores[head], slots[head] = yield from self._searcher.top_k_of(
-                grouped[head], live, keys_of, top_k, rows_max=rows_max
-            )
-        shape = (query_heads, tokens, top_k)
-        return Hits(scores=scores.reshape(shape), slots=slots.reshape(shape))
-
-    def attend(
-        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float, exact: bool = False
-    ) -> Steps[Attention]:
-        """See `Store.attend`."""
-        hits = yield from self.search(queries, live, top_k)
-        query_heads, tokens, _ = hits.slots.shape
-        output = np.zeros((query_heads, tokens, self._spec.value_dim), dtype=np.float32)
-        lse = np.full((query_heads, tokens), -np.inf, dtype=np.float32)
-        if not live:
-            return Attention(output=output, lse=lse, slots=hits.slots)
-        group, each = query_heads // self._spec.heads, work.gathered(top_k, self._spec.value_dim)
-        left, most = (yield 0), self._gathered_tokens_max(top_k)
-        for head in range(query_heads):
-            first = 0
-            while first < tokens:
-                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
-                part = slice(first, first + size)
-                v = self._gather(self._values[head // group], hits.slots[head, part])  # [t, K, Dv]
-                scaled = np.float32(scale) * hits.scores[head, part]
-                output[head, part], lse[head, part] = attention_cpu.attend(scaled, v)
-                first += size
-                left = yield size * each
-        return Attention(output=output, lse=lse, slots=hits.slots)
-
-    def attend_backward(
-        self,
-        queries: DenseArray,
-        slots: Int64,
-        *,
-        scale: float,
-        grad_output: DenseArray,
-        grad_lse: Float32 | None,
-    ) -> Steps[Float32]:
-        """See `Store.attend_backward`."""
-        left = yield 0
-        q, go = queries.float32(), grad_output.float32()
-        gradient = np.zeros(q.shape, dtype=np.float32)
-        if not (slots >= 0).any():
-            return gradient
-        query_heads, tokens, top_k = slots.shape
-        group, most = query_heads // self._spec.heads, self._gathered_tokens_max(top_k)
-        each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
-        for head in range(query_heads):
-            first = 0
-            while first < tokens:
-                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
-                part = slice(first, first + size)
-                chosen = slots[head, part]
-                gradient[head, part] = attention_cpu.attend_backward(
-                    q[head, part],
-                    self._gather(self._keys[head // group], chosen),
-                    self._gather(self._values[head // group], chosen),
-                    present=chosen >= 0,
-                    scale=scale,
-                    grad_output=go[head, part],
-                    grad_lse=None if grad_lse is None else grad_lse[head, part],
-                )
-                first += size
-                left = yield size * each
-        return gradient
-
-    def keys(self, slots: Int64) -> DenseArray:
-        """See `Store.keys`."""
-        return self._pairs(self._keys, slots)
-
-    def values(self, slots: Int64) -> DenseArray:
-        """See `Store.values`."""
-        return self._pairs(self._values, slots)
-
-    def _keys_of(self, head: int, slots: slice) -> Float32:
-        """Keys [n, Dk] of a head as float32: in place, or widened."""
-        return to_float32(self._keys[head, slots], self._dtype)
-
-    def _gathered_tokens_max(self, top_k: int) -> int:
-        widest = max(self._spec.key_dim, self._spec.value_dim)
-        return max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
-
-    def _gather(self, rows: Raw, slots: Int64) -> Float32:
-        """Rows [t, K, D] of one head's buffer [slots, D]; of any finite content for slot -1."""
-        return to_float32(rows[slots.clip(min=0)], self._dtype)
-
-    def _pairs(self, buffer: Raw, slots: Int64) -> DenseArray:
-        query_heads = slots.shape[0]
-        group = query_heads // self._spec.heads
-        pairs = np.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype)
-        for head in range(query_heads):
-            present = slots[head] >= 0
-            pairs[head][present] = buffer[head // group][slots[head][present]]
-        return DenseArray(pairs, self._dtype)
-
-
-def _zeros(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
-    return np.zeros((spec.heads, slots, dim), dtype=RAW_TYPES[spec.dtype])
-
-
-def _moved(old: Raw, new: Raw, live: Sequence[slice]) -> Raw:
-    first = 0
-    for segment in live:
-        size = segment.stop - segment.start
-        new[:, first : first + size] = old[:, segment]
-        first += size
-    old.fill(0)
-    return new
+        if self._compiled:
+            return KernelStore(spec)
+        return FaissStore(spec, self._searcher)

@@ -1,4 +1,4 @@
-"""The compiled kernels (`native/`), with arrays in place of pointers. Each call releases the interpreter's lock."""
+"""The compiled kernels (`native/`), with arrays in place of pointers. Each call releases the interpreter lock."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 LIBRARY = Path(__file__).with_name("_native.so")
 
 Int32 = NDArray[np.int32]
+
+FLOAT32 = Dtype.FLOAT32
 
 DTYPES = {Dtype.FLOAT32: 0, Dtype.FLOAT16: 1, Dtype.BFLOAT16: 2}
 
@@ -282,7 +284,7 @@ def gather(rows: Raw, slots: Int64, into: Raw) -> None:
 
 
 def accumulate(rows: Float32, assigned: Int64, sums: NDArray[np.float64], counts: Int64) -> None:
-    """Adds rows [n, D] to sums [L, D] of the lists that they are assigned to, and counts them in counts [L]."""
+    """Adds rows [n, D] to sums [L, D] of the lists that they are assigned to; counts them in counts [L]."""
     _library().rc_accumulate(
         _address(rows), _address(assigned), len(rows), rows.shape[1], _address(sums), _address(counts)
     )
@@ -314,7 +316,7 @@ class Lists:
         return size
 
     def put(self, first_slot: int, assigned: Int64) -> None:
-        """Puts slots from `first_slot` on into lists `assigned` [n], out of those they were in; -1: into none."""
+        """Puts slots from `first_slot` on into lists `assigned` [n], out of those they were in; -1: in none."""
         _library().rc_lists_put(self._handle, first_slot, assigned.size, _address(assigned))
 
     def sizes(self) -> Int32:
@@ -368,7 +370,7 @@ class Lists:
 
 
 def inverted(probes: Int64, lists: int) -> tuple[Int64, Int32]:
-    """Of probes [N, P] (lists that each query asks; -1 for none): offsets [L + 1] into the queries that ask, by list."""
+    """Of probes [N, P], lists that each query asks (-1: none): offsets [L + 1] into the askers, by list."""
     offsets = np.empty(lists + 1, dtype=np.int64)
     askers = np.empty(probes.size, dtype=np.int32)
     queries, width = probes.shape

@@ -16,7 +16,8 @@ from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import UNBOUNDED, Result, Steps, run_through
 from recollect_server.engine import attention_cpu, attention_torch, cpu, faiss_cpu, tiles, torch_device
-from recollect_server.engine.cpu import CpuDevice, CpuStore
+from recollect_server.engine.cpu import CpuDevice
+from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
 
 DEVICES: dict[str, Callable[[], Device]] = {"numpy": CpuDevice, "torch": lambda: TorchDevice("cpu")}
@@ -100,7 +101,7 @@ def test_compaction_keeps_order(device: Device) -> None:
 def test_freed_buffers_are_zeroed(device: Device, how: str) -> None:
     """Design decision 2: what one stream stored stays in memory that another may get."""
     store, _ = filled(device, 8)
-    assert isinstance(store, CpuStore | TorchStore)
+    assert isinstance(store, CpuBuffers | TorchStore)
     old = [store._keys, store._values]
     if how == "grow":
         store.grow(16, [slice(0, 8)])

@@ -1,0 +1,120 @@
+"""Background work of banks, such as keeping an index: queued after the calls that make it necessary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+from recollect_server.application.commands import Add, Attend, Command, Namespace, Search
+from recollect_server.application.dispatch import Dispatcher, Job
+from recollect_server.application.memories import Memories
+from recollect_server.domain.bank import Bank
+from recollect_server.domain.errors import DrainingError
+from recollect_server.domain.spec import IndexChoice
+from recollect_server.domain.steps import Steps
+from recollect_server.domain.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+COST = 500_000_000
+"""Multiply-adds of one turn, at most: a few milliseconds (`Store.upkeep`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A bank by name: it may be gone when its turn comes."""
+
+    namespace: Namespace
+    stream: str
+    layer: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.namespace.record.uid, self.stream, self.layer
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    is_unfinished: bool = False
+    recall: float | None = None
+    queries: int = 0
+
+
+class Upkeep:
+    """Gives background work its turns, in the lane of its namespace: so it runs beside none of its calls.
+
+    Call it on the event loop.
+
+    Args:
+        memories: Of the device.
+        dispatcher: Of the device.
+        telemetry: Told of recall.
+    """
+
+    def __init__(self, memories: Memories, dispatcher: Dispatcher, *, telemetry: Telemetry) -> None:
+        self._memories = memories
+        self._dispatcher = dispatcher
+        self._telemetry = telemetry
+        self._under_way: set[tuple[str, str, int]] = set()
+
+    def after(self, namespace: Namespace, command: Command) -> None:
+        """Queues what a call that has been answered made necessary."""
+        exact = namespace.record.spec.index is IndexChoice.EXACT
+        if exact or not isinstance(command, Add | Search | Attend):
+            return
+        for stream in command.streams:
+            place = _Place(namespace, stream, command.layer)
+            bank = self._bank(place)
+            if bank is not None and bank.wants_upkeep and place.key not in self._under_way:
+                self._queue(place)
+
+    def _queue(self, place: _Place) -> None:
+        job = Job(
+            place.namespace.record.tenant,
+            self._steps(place),
+            cost=COST,
+            weight=place.namespace.quotas.weight,
+            is_refusable=False,
+            lane=place.namespace.record.name,
+        )
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(DrainingError):
+            future = self._dispatcher.submit(job)
+            self._under_way.add(place.key)
+            future.add_done_callback(partial(self._tell, loop, place))
+
+    def _steps(self, place: _Place) -> Steps[_Outcome]:
+        bank = self._bank(place)
+        if bank is None:
+            yield 0
+            return _Outcome()
+        before = bank.index_state.sampled
+        is_unfinished = yield from bank.upkeep()
+        state = bank.index_state
+        return _Outcome(is_unfinished, state.recall, max(0, state.sampled - before))
+
+    def _bank(self, place: _Place) -> Bank | None:
+        memory = self._memories.peek(place.namespace.record)
+        return None if memory is None else memory.bank(place.stream, place.layer, missing_ok=True)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, place: _Place, future: Future[_Outcome]) -> None:
+        """From the thread that did the work. A loop that is closed has nobody to tell."""
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._ended, place, future)
+
+    def _ended(self, place: _Place, future: Future[_Outcome]) -> None:
+        self._under_way.discard(place.key)
+        error = future.exception()
+        if error is not None:
+            log.error("upkeep of an index failed; exact search goes on", exc_info=error)
+            return
+        outcome = future.result()
+        if outcome.queries and outcome.recall is not None:
+            tenant = place.namespace.record.tenant
+            self._telemetry.recall_sampled(tenant, outcome.recall, queries=outcome.queries)
+        if outcome.is_unfinished:
+            self._queue(place)

@@ -1,0 +1,78 @@
+"""Keys and values of a bank in NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Int64, Raw
+from recollect_server.domain.ring import Write
+from recollect_server.domain.spec import NamespaceSpec
+
+
+class CpuBuffers:
+    """What CPU stores have in common: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
+
+    __slots__ = ("_keys", "_spec", "_values")
+
+    def __init__(self, spec: NamespaceSpec) -> None:
+        self._spec = spec
+        self._keys = _zeros(spec, 0, spec.key_dim)
+        self._values = _zeros(spec, 0, spec.value_dim)
+
+    def grow(self, allocated: int, live: Sequence[slice]) -> None:
+        """See `Store.grow`."""
+        self._keys = _moved(self._keys, _zeros(self._spec, allocated, self._spec.key_dim), live)
+        self._values = _moved(self._values, _zeros(self._spec, allocated, self._spec.value_dim), live)
+
+    def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
+        """See `Store.write`."""
+        for write in writes:
+            self._keys[:, write.slots] = keys.raw[:, write.tokens]
+            self._values[:, write.slots] = values.raw[:, write.tokens]
+
+    def compact(self, slots: Int64) -> None:
+        """See `Store.compact`."""
+        for rows in (self._keys, self._values):
+            chosen = rows[:, slots]  # a copy, which is to leave nothing behind either
+            rows[:, : slots.size] = chosen
+            chosen.fill(0)
+
+    def clear(self) -> None:
+        """See `Store.clear`."""
+        self._keys.fill(0)
+        self._values.fill(0)
+        self._keys = _zeros(self._spec, 0, self._spec.key_dim)
+        self._values = _zeros(self._spec, 0, self._spec.value_dim)
+
+    def keys(self, slots: Int64) -> DenseArray:
+        """See `Store.keys`."""
+        return self._pairs(self._keys, slots)
+
+    def values(self, slots: Int64) -> DenseArray:
+        """See `Store.values`."""
+        return self._pairs(self._values, slots)
+
+    def _pairs(self, buffer: Raw, slots: Int64) -> DenseArray:
+        query_heads = slots.shape[0]
+        group = query_heads // self._spec.heads
+        pairs = np.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype)
+        for head in range(query_heads):
+            present = slots[head] >= 0
+            pairs[head][present] = buffer[head // group][slots[head][present]]
+        return DenseArray(pairs, self._spec.dtype)
+
+
+def _zeros(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
+    return np.zeros((spec.heads, slots, dim), dtype=RAW_TYPES[spec.dtype])
+
+
+def _moved(old: Raw, new: Raw, live: Sequence[slice]) -> Raw:
+    first = 0
+    for segment in live:
+        size = segment.stop - segment.start
+        new[:, first : first + size] = old[:, segment]
+        first += size
+    old.fill(0)
+    return new

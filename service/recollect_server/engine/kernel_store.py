@@ -1,0 +1,266 @@
+"""A CPU store whose reads run in the compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from recollect_server.domain import work
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, to_float32
+from recollect_server.domain.ports import Attention, Hits, IndexState
+from recollect_server.domain.ring import Write
+from recollect_server.domain.spec import IndexChoice, NamespaceSpec
+from recollect_server.domain.steps import Steps
+from recollect_server.engine import kernels
+from recollect_server.engine.cpu_buffers import CpuBuffers
+from recollect_server.engine.ivf import scan_exactly
+from recollect_server.engine.tiles import rows_of_tile, tokens_of_part
+from recollect_server.engine.upkeep import Index
+
+QUERIES_MAX = 1024
+"""Queries of a head that are searched together; more would make the smallest step long."""
+
+HEADS_TOGETHER_MAX = 512
+"""Queries of all heads that are searched in one step, if they are no more."""
+
+
+class KernelStore(CpuBuffers):
+    """Implements the `Store` port.
+
+    Args:
+        spec: Of the namespace.
+    """
+
+    __slots__ = ("_index",)
+
+    def __init__(self, spec: NamespaceSpec) -> None:
+        super().__init__(spec)
+        self._index = None if spec.index is IndexChoice.EXACT else Index(spec)
+
+    @property
+    def index_state(self) -> IndexState:
+        """See `Store.index_state`."""
+        return IndexState() if self._index is None else self._index.state
+
+    def grow(self, allocated: int, live: Sequence[slice]) -> None:
+        """See `Store.grow`."""
+        super().grow(allocated, live)
+        if self._index is not None and live:
+            self._index.moved(np.concatenate([np.arange(part.start, part.stop) for part in live]), allocated)
+
+    def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
+        """See `Store.write`."""
+        super().write(writes, keys, values)
+        if self._index is not None:
+            for write in writes:
+                self._index.wrote(write.slots)
+
+    def compact(self, slots: Int64) -> None:
+        """See `Store.compact`."""
+        super().compact(slots)
+        if self._index is not None:
+            self._index.moved(slots, self._keys.shape[1])
+
+    def clear(self) -> None:
+        """See `Store.clear`."""
+        super().clear()
+        if self._index is not None:
+            self._index = Index(self._spec)
+
+    def wants_upkeep(self, live: Sequence[slice]) -> bool:
+        """See `Store.wants_upkeep`."""
+        return self._index is not None and self._index.wants_upkeep(live)
+
+    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
+        """See `Store.upkeep`."""
+        if self._index is None:
+            yield 0
+            return False
+        return (yield from self._index.upkeep(self._keys, live))
+
+    def search_work(self, queries: int, entries: int) -> int:
+        """See `Store.search_work`."""
+        exact = self._spec.heads * work.searched(queries, entries, self._spec.key_dim)
+        if self._index is None:
+            return exact
+        file = self._index.file_for(0, queries, entries)
+        return exact if file is None else self._spec.heads * file.search_work(queries, entries)
+
+    def search(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
+    ) -> Steps[Hits]:
+        """See `Store.search`."""
+        grouped = self._grouped(queries)  # [Hkv, Hq/Hkv * T, Dk]
+        scores = np.empty((*grouped.shape[:2], top_k), dtype=np.float32)
+        slots = np.empty((*grouped.shape[:2], top_k), dtype=np.int64)
+        for heads, part in _blocks(*grouped.shape[:2]):
+            asked = grouped[heads, part]
+            found = yield from self._found(asked, queries, heads, live=live, top_k=top_k, exact=exact)
+            scores[heads, part], slots[heads, part] = found
+        shape = (*queries.shape[:2], top_k)
+        return Hits(scores=scores.reshape(shape), slots=slots.reshape(shape))
+
+    def attend(
+        self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float, exact: bool = False
+    ) -> Steps[Attention]:
+        """See `Store.attend`."""
+        grouped = self._grouped(queries)
+        heads_and_queries = grouped.shape[:2]
+        output = np.empty((*heads_and_queries, self._spec.value_dim), dtype=np.float32)
+        lse = np.empty(heads_and_queries, dtype=np.float32)
+        slots = np.empty((*heads_and_queries, top_k), dtype=np.int64)
+        for heads, part in _blocks(*heads_and_queries):
+            asked = grouped[heads, part]
+            found = yield from self._found(asked, queries, heads, live=live, top_k=top_k, exact=exact)
+            slots[heads, part] = found[1]
+            kernels.attend(
+                *found,
+                self._values[heads],
+                dtype=self._spec.dtype,
+                scale=scale,
+                output=output[heads, part],
+                lse=lse[heads, part],
+            )
+            yield work.gathered(found[1].size, self._spec.value_dim)
+        shape = queries.shape[:2]
+        return Attention(
+            output=output.reshape(*shape, -1), lse=lse.reshape(shape), slots=slots.reshape(*shape, top_k)
+        )
+
+    def attend_backward(
+        self,
+        queries: DenseArray,
+        slots: Int64,
+        *,
+        scale: float,
+        grad_output: DenseArray,
+        grad_lse: Float32 | None,
+    ) -> Steps[Float32]:
+        """See `Store.attend_backward`."""
+        left = yield 0
+        q, go = queries.float32(), grad_output.float32()
+        gradient = np.zeros(q.shape, dtype=np.float32)
+        if not (slots >= 0).any():
+            return gradient
+        query_heads, tokens, top_k = slots.shape
+        group = query_heads // self._spec.heads
+        each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
+        for head in range(query_heads):
+            first, bank_head = 0, slice(head // group, head // group + 1)
+            while first < tokens:
+                size = tokens_of_part(left, tokens=tokens - first, each=each, most=tokens)
+                part = slice(first, first + size)
+                gradient[head, part] = kernels.attend_backward(
+                    q[None, head, part],
+                    np.ascontiguousarray(slots[None, head, part]),
+                    self._keys[bank_head],
+                    self._values[bank_head],
+                    dtype=self._spec.dtype,
+                    scale=scale,
+                    grad_output=go[None, head, part],
+                    grad_lse=None if grad_lse is None else np.ascontiguousarray(grad_lse[None, head, part]),
+                )[0]
+                first += size
+                left = yield size * each
+        return gradient
+
+    def _grouped(self, queries: DenseArray) -> Raw:
+        """Queries [Hkv, Hq/Hkv * T, Dk], as they came."""
+        raw = np.ascontiguousarray(queries.raw)
+        return raw.reshape(self._spec.heads, -1, self._spec.key_dim)
+
+    def _found(
+        self,
+        asked: Raw,
+        queries: DenseArray,
+        heads: slice,
+        *,
+        live: Sequence[slice],
+        top_k: int,
+        exact: bool,
+    ) -> Steps[tuple[Float32, Int64]]:
+        """Scores and slots [h, n, K] of queries asked [h, n, Dk] of some heads."""
+        count, dim = asked.shape[1:]
+        entries = sum(part.stop - part.start for part in live)
+        shape = (*asked.shape[:2], top_k)
+        file = None if exact or self._index is None else self._index.file_for(heads.start, count, entries)
+        if file is None:
+            found = yield from self._scanned(asked, queries, heads, live=live, top_k=top_k)
+        else:
+            found = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
+            for row, head in enumerate(range(heads.start, heads.stop)):
+                found[0][row], found[1][row] = yield from self._found_in_lists(
+                    asked[row : row + 1], queries, head, live=live, top_k=top_k
+                )
+        if self._index is not None and not exact:
+            for row, head in enumerate(range(heads.start, heads.stop)):
+                cost = (
+                    work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
+                )
+                asked_32 = to_float32(asked[row, :: max(1, count // 16)], queries.dtype)
+                self._index.searched(head, asked_32, top_k, entries=entries, cost=cost)
+        return found[0].reshape(shape), found[1].reshape(shape)
+
+    def _found_in_lists(
+        self, asked: Raw, queries: DenseArray, head: int, *, live: Sequence[slice], top_k: int
+    ) -> Steps[tuple[Float32, Int64]]:
+        """Of one head, which may have no file though another one has."""
+        count = asked.shape[1]
+        entries = sum(part.stop - part.start for part in live)
+        file = None if self._index is None else self._index.file_for(head, count, entries)
+        if file is None:
+            return (yield from self._scanned(asked, queries, slice(head, head + 1), live=live, top_k=top_k))
+        return (
+            yield from file.search(
+                to_float32(asked[0], queries.dtype),
+                self._keys[head],
+                self._spec.dtype,
+                live=live,
+                top_k=top_k,
+            )
+        )
+
+    def _scanned(
+        self, asked: Raw, queries: DenseArray, heads: slice, *, live: Sequence[slice], top_k: int
+    ) -> Steps[tuple[Float32, Int64]]:
+        """By exact search."""
+        left = yield 0
+        count, (several, each, dim) = asked.shape[0] * asked.shape[1], asked.shape
+        best = kernels.Best(count, top_k)
+        for segment in live:
+            first = segment.start
+            while first < segment.stop:
+                size = rows_of_tile(left // several, queries=each, rows=segment.stop - first, dim=dim)
+                rows = slice(first, first + size)
+                scan_exactly(
+                    best,
+                    asked,
+                    self._keys[heads],
+                    query_dtype=queries.dtype,
+                    dtype=self._spec.dtype,
+                    rows=rows,
+                )
+                first += size
+                left = yield several * work.searched(each, size, dim)
+        scores, slots = best.ordered()
+        shape = (several, each, top_k)
+        return scores.reshape(shape), slots.reshape(shape)
+
+    def _pairs(self, buffer: Raw, slots: Int64) -> DenseArray:
+        query_heads = slots.shape[0]
+        group = query_heads // self._spec.heads
+        pairs = np.empty((*slots.shape, buffer.shape[2]), dtype=buffer.dtype)
+        for head in range(query_heads):
+            kernels.gather(buffer[head // group], np.ascontiguousarray(slots[head]), pairs[head])
+        return DenseArray(pairs, self._spec.dtype)
+
+
+def _blocks(heads: int, queries: int) -> Iterator[tuple[slice, slice]]:
+    """Heads and queries that are searched together: all, or of one head at a time so many at most."""
+    if heads * queries <= HEADS_TOGETHER_MAX:
+        yield slice(0, heads), slice(0, queries)
+        return
+    for head in range(heads):
+        for first in range(0, queries, QUERIES_MAX):
+            yield slice(head, head + 1), slice(first, min(queries, first + QUERIES_MAX))

@@ -1,0 +1,52 @@
+"""Sets of slots as a few ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+
+class Ranges:
+    """Disjoint ranges of slots, in the order in which they were added."""
+
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[slice] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        """How many slots."""
+        return self._size
+
+    def __iter__(self) -> Iterator[slice]:
+        return iter(self._parts)
+
+    def add(self, new: slice) -> None:
+        """Adds slots; those that are there already move to the end."""
+        kept = [part for old in self._parts for part in _without(old, new)]
+        if kept and kept[-1].stop == new.start:
+            new = slice(kept.pop().start, new.stop)
+        self._parts = [*kept, new]
+        self._count()
+
+    def take(self, most: int) -> slice:
+        """Takes out at most so many neighbouring slots, from those that were added first."""
+        first = self._parts[0]
+        taken = slice(first.start, min(first.stop, first.start + most))
+        self._parts = [*_without(first, taken), *self._parts[1:]]
+        self._count()
+        return taken
+
+    def _count(self) -> None:
+        self._size = sum(part.stop - part.start for part in self._parts)
+
+
+def common(some: Iterable[slice], others: Iterable[slice]) -> list[slice]:
+    """What is in both."""
+    both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a in some for b in others]
+    return [part for part in both if part.start < part.stop]
+
+
+def _without(old: slice, new: slice) -> list[slice]:
+    parts = [slice(old.start, min(old.stop, new.start)), slice(max(old.start, new.stop), old.stop)]
+    return [part for part in parts if part.start < part.stop]

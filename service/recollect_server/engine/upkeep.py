@@ -1,0 +1,299 @@
+"""When a bank's inverted files are made, kept and judged: in the background, a little at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+
+from recollect_server.domain import work
+from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
+from recollect_server.domain.ports import IndexState
+from recollect_server.domain.spec import IndexChoice, NamespaceSpec
+from recollect_server.domain.steps import Steps
+from recollect_server.engine import kernels
+from recollect_server.engine.ivf import InvertedFile, scan_exactly
+
+ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
+"""Fewer are searched exactly: there is nothing to be gained."""
+
+STEP = 24_000_000
+"""Multiply-adds of one step of upkeep: about a third of a millisecond."""
+
+SLICE = 16 * STEP
+"""Of one turn; then the bank's own calls have theirs."""
+
+PENDING_MIN = 256
+"""So many entries are put into lists at once."""
+
+TRAINED_PER_LIST, ROUNDS = 24, 6
+"""Keys of a sample for each list, and rounds of k-means over it."""
+
+SAMPLES, SAMPLES_MIN = 64, 16
+"""Live queries of a head that are kept to be compared with exact search, and how many at once."""
+
+COMPARED = 0.03
+"""Of the work of searches, so much may go into comparing."""
+
+
+class Index:
+    """The inverted files of one bank, one for each head; none where exact search is the better choice.
+
+    Args:
+        spec: Of its namespace.
+    """
+
+    def __init__(self, spec: NamespaceSpec) -> None:
+        self._spec = spec
+        self._files: list[InvertedFile | None] = [None] * spec.heads
+        self._growing: InvertedFile | None = None
+        self._job: Generator[int, None, None] | None = None
+        self._samples: list[deque[tuple[Float32, int]]] = [deque(maxlen=SAMPLES) for _ in range(spec.heads)]
+        self._fresh = [0] * spec.heads
+        self._searched = 0  # work of searches since the last comparison
+        self._given_up_at = [0] * spec.heads  # entries, when lists were found to be of no use
+        self._written = [0] * spec.heads  # since then
+        self._sampled, self._recall = 0, None if spec.recall < 1 else 1.0
+        self._keys: Raw = np.empty((0, 0, 0), dtype=np.float32)
+        self._live: Sequence[slice] = ()
+
+    @property
+    def state(self) -> IndexState:
+        """See `Store.index_state`."""
+        files = [file for file in self._files if file is not None]
+        if not files:
+            return IndexState(recall=self._recall, sampled=self._sampled, reason=self._reason())
+        return IndexState(
+            index="ivf",
+            lists=len(files[0].centroids),
+            probes=max(file.probes for file in files),
+            recall=self._recall,
+            sampled=self._sampled,
+        )
+
+    @property
+    def bytes(self) -> int:
+        """What the files take."""
+        return sum(file.bytes for file in self._all_files())
+
+    def file_for(self, head: int, queries: int, entries: int) -> InvertedFile | None:
+        """The file that should answer; None if exact search is faster."""
+        file = self._files[head]
+        if file is None or file.probes >= len(file.centroids):
+            return None
+        exact = work.searched(queries, entries, self._spec.key_dim)
+        if self._spec.index is IndexChoice.AUTO and file.search_work(queries, entries) >= exact:
+            return None
+        return file
+
+    def searched(self, head: int, queries: Float32, top_k: int, *, entries: int, cost: int) -> None:
+        """Notes a search, and keeps a few of its queries [N, D] for comparing."""
+        if entries < ENTRIES_MIN[self._spec.index] or self._spec.recall >= 1:
+            return
+        self._searched += cost
+        self._fresh[head] += 1
+        step = max(1, len(queries) // 4)
+        for query in queries[self._fresh[head] % step :: step][:4]:
+            self._samples[head].append((query.copy(), top_k))
+
+    def wrote(self, slots: slice) -> None:
+        """The entries of these slots are new."""
+        for file in self._all_files():
+            file.wrote(slots)
+        self._written = [before + slots.stop - slots.start for before in self._written]
+
+    def moved(self, order: Int64, slots: int) -> None:
+        """The entries of slots `order` lie from slot 0 on now, in a buffer of `slots`."""
+        for file in self._all_files():
+            file.moved(order, slots)
+
+    # ---- background ----
+
+    def wants_upkeep(self, live: Sequence[slice]) -> bool:
+        """Whether there is something to do."""
+        entries = _entries(live)
+        if self._spec.recall >= 1 or entries < ENTRIES_MIN[self._spec.index]:
+            return False
+        return self._job is not None or any(self._task(head, entries) for head in range(self._spec.heads))
+
+    def upkeep(self, keys: Raw, live: Sequence[slice]) -> Steps[bool]:
+        """A slice of what there is to do on keys [heads, slots, D]; whether there is more."""
+        yield 0
+        done, self._keys, self._live = 0, keys, live
+        while done < SLICE and self.wants_upkeep(live):
+            if self._job is None:
+                self._job = self._next_job()
+            took = next(self._job, None)
+            if took is None:
+                self._job = None
+                continue
+            done += took
+            yield took
+        self._keys = self._keys[:0]
+        return self.wants_upkeep(live)
+
+    def _next_job(self) -> Generator[int, None, None]:
+        entries = _entries(self._live)
+        for head in range(self._spec.heads):
+            task = self._task(head, entries)
+            if task is not None:
+                return task(head)
+        return iter_nothing()
+
+    def _task(self, head: int, entries: int) -> Callable[[int], Generator[int, None, None]] | None:
+        """What is to be done for a head."""
+        file = self._files[head]
+        if file is None:
+            seen_enough = len(self._samples[head]) >= SAMPLES_MIN // 2
+            tired = self._given_up_at[head] and (
+                entries < 2 * self._given_up_at[head] and self._written[head] < 4 * self._given_up_at[head]
+            )
+            return self._train if seen_enough and not tired else None
+        if len(file.pending) >= PENDING_MIN:
+            return self._assign
+        lists = len(file.centroids)
+        outgrown = lists_for(entries) >= 2 * lists or 4 * lists_for(entries) <= lists
+        drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
+        if outgrown or drifted:
+            return self._train
+        samples = self._samples[head]
+        cost = len(samples) * entries * self._spec.key_dim
+        if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched:
+            return self._compare
+        return None
+
+    def _assign(self, head: int) -> Generator[int, None, None]:
+        file = self._files[head]
+        while file is not None and len(file.pending):
+            yield file.assign(self._keys[head], self._spec.dtype, _rows(STEP, file.centroids.size))
+
+    def _train(self, head: int) -> Generator[int, None, None]:
+        entries, dim = _entries(self._live), self._spec.key_dim
+        lists = lists_for(entries)
+        sample = self._sample(head, TRAINED_PER_LIST * lists)
+        yield work.moved(sample.nbytes)
+        centroids = yield from _centroids(sample, lists)
+        del sample
+        file = InvertedFile(centroids, self._keys.shape[1], entries=entries)
+        for part in self._live:
+            file.pending.add(part)
+        self._growing = file
+        while len(file.pending) > PENDING_MIN:
+            yield file.assign(self._keys[head], self._spec.dtype, _rows(STEP, lists * dim))
+        yield from self._judge(head, file)
+        self._growing = None
+        useful = self._is_useful(file, _entries(self._live))
+        self._files[head] = file if useful else None
+        self._given_up_at[head] = 0 if useful else entries
+        self._written[head] = 0
+
+    def _is_useful(self, file: InvertedFile, entries: int) -> bool:
+        if self._spec.index is IndexChoice.IVF:
+            return 2 * file.probes <= len(file.centroids)
+        exact = [work.searched(queries, entries, self._spec.key_dim) for queries in (1, 16, 512)]
+        ours = [file.search_work(queries, entries) for queries in (1, 16, 512)]
+        return any(mine < theirs for mine, theirs in zip(ours, exact, strict=True))
+
+    def _compare(self, head: int) -> Generator[int, None, None]:
+        file = self._files[head]
+        if file is None:
+            return
+        count, recall = yield from self._judge(head, file)
+        self._searched = 0
+        self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
+        self._sampled += count
+        if not self._is_useful(file, _entries(self._live)):
+            self._files[head], self._given_up_at[head] = None, _entries(self._live)
+            self._written[head] = 0
+
+    def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
+        """Compares the queries that were kept with exact search; how many, and the recall."""
+        kept, dim = list(self._samples[head]), self._spec.key_dim
+        self._samples[head].clear()
+        self._fresh[head] = 0
+        recalls = []
+        for top_k in sorted({top_k for _, top_k in kept}):
+            queries = np.stack([query for query, of in kept if of == top_k])
+            best = kernels.Best(len(queries), top_k)
+            # The ring does not change between the steps of a turn, but between two turns it may.
+            for part in list(self._live):
+                for first in range(part.start, part.stop, _rows(STEP, len(queries) * dim)):
+                    rows = slice(first, min(part.stop, first + _rows(STEP, len(queries) * dim)))
+                    rows = slice(rows.start, min(rows.stop, self._keys.shape[1]))
+                    scan_exactly(
+                        best,
+                        queries[None],
+                        self._keys[head : head + 1],
+                        query_dtype=_FLOAT32,
+                        dtype=self._spec.dtype,
+                        rows=rows,
+                    )
+                    yield work.searched(len(queries), rows.stop - rows.start, dim)
+            recalls += [file.learn(queries, best.ordered()[1], recall=self._spec.recall)] * len(queries)
+        return len(kept), float(np.mean(recalls)) if recalls else 1.0
+
+    def _sample(self, head: int, most: int) -> Float32:
+        """Keys [n, D] of live entries, at random."""
+        live = np.concatenate([np.arange(part.start, part.stop) for part in self._live])
+        # Which ones is no secret and no matter; that it is the same each time makes runs comparable.
+        chosen = np.random.default_rng(live.size).permutation(live)[:most]
+        return to_float32(self._keys[head][chosen], self._spec.dtype)
+
+    def _all_files(self) -> list[InvertedFile]:
+        return [file for file in (*self._files, self._growing) if file is not None]
+
+    def _reason(self) -> str:
+        if self._spec.recall >= 1:
+            return "recall 1.0 needs exact search"
+        if any(self._given_up_at):
+            return "no inverted file would be faster at the recall that is asked for, with keys as they are"
+        return "too few entries or queries for an inverted file so far"
+
+
+_FLOAT32 = kernels.FLOAT32
+
+
+def lists_for(entries: int) -> int:
+    """How many lists: the power of two next to four times the square root."""
+    return int(2 ** round(np.log2(4 * np.sqrt(max(1, entries)))))
+
+
+def iter_nothing() -> Generator[int, None, None]:
+    """No work."""
+    yield from ()
+
+
+def _centroids(sample: Float32, lists: int) -> Generator[int, None, Float32]:
+    """K-means (Lloyd) over sample [n, D], which is in random order."""
+    centroids = sample[:lists].copy()
+    rows = _rows(STEP, centroids.size)
+    for _ in range(ROUNDS):
+        half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
+        sums, counts = np.zeros(centroids.shape, dtype=np.float64), np.zeros(len(centroids), dtype=np.int64)
+        for first in range(0, len(sample), rows):
+            part = sample[first : first + rows]
+            best = kernels.Best(len(part), 1)
+            kernels.scan(
+                best,
+                part[None],
+                centroids[None],
+                query_dtype=_FLOAT32,
+                key_dtype=_FLOAT32,
+                rows=slice(0, len(centroids)),
+                bias=half_norms,
+            )
+            kernels.accumulate(part, np.ascontiguousarray(best.ordered()[1][:, 0]), sums, counts)
+            yield (len(part) + work.READ_AS_QUERIES) * centroids.size
+        empty = np.flatnonzero(counts == 0)
+        sums[empty], counts[empty] = sample[-1 - empty % len(sample)], 1
+        centroids = (sums / counts[:, None]).astype(np.float32)
+    return centroids
+
+
+def _rows(step: int, each: int) -> int:
+    return max(64, step // max(1, each))
+
+
+def _entries(live: Sequence[slice]) -> int:
+    return sum(part.stop - part.start for part in live)

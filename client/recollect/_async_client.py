@@ -24,16 +24,25 @@ def connect_async(
     timeout_s: float | None = 30.0,
     retries: int = 3,
     allow_insecure_token: bool = False,
+    coalesce: bool = True,
 ) -> AsyncClient:
     """Makes an async client of a memory server. See `recollect.connect` for the arguments.
 
-    Use it within one event loop. Nothing is sent before the first call.
+    Use it within one event loop. Nothing is sent before the first call. With `coalesce`, small attends that
+    are under way at the same time over gRPC, and differ in nothing but streams and queries, are sent
+    together; each caller gets its own answer or its own error all the same.
     """
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
     check_tls(tls, target)
     return AsyncClient(
-        AsyncRunner(open_async_transport(target, token, tls), url, timeout_s=timeout_s, retries=retries), url
+        AsyncRunner(
+            open_async_transport(target, token, tls, coalesce=coalesce),
+            url,
+            timeout_s=timeout_s,
+            retries=retries,
+        ),
+        url,
     )
 
 

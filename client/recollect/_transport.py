@@ -6,6 +6,7 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
+from recollect._coalescing import AsyncCoalescing
 from recollect._embedded_transport import AsyncEmbeddedTransport, EmbeddedTransport
 from recollect._grpc_transport import AsyncGrpcTransport, GrpcTransport
 from recollect._tls import TLS
@@ -38,8 +39,11 @@ def open_transport(target: Target, token: str | None, tls: TLS | None = None) ->
     return EmbeddedTransport(token) if target.kind == "embedded" else GrpcTransport(target, token, tls)
 
 
-def open_async_transport(target: Target, token: str | None, tls: TLS | None = None) -> AsyncTransport:
+def open_async_transport(
+    target: Target, token: str | None, tls: TLS | None = None, *, coalesce: bool = True
+) -> AsyncTransport:
     """The transport for a URL. Nothing is dialled yet."""
     if target.kind == "embedded":
         return AsyncEmbeddedTransport(token)
-    return AsyncGrpcTransport(target, token, tls)
+    grpc = AsyncGrpcTransport(target, token, tls)
+    return AsyncCoalescing(grpc) if coalesce else grpc

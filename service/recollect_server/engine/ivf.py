@@ -18,10 +18,16 @@ from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.ranges import Ranges, common
 
-PICK = 300
-"""Multiply-adds that choosing one list for one query takes as long as (measured)."""
+CALL = 8_000_000
+"""Multiply-adds that the parts of a search apart from what follows take as long as (measured, as the others)."""
 
-ROW = 20
+SELECT = 140
+"""Of comparing a query with one centroid, beyond the product."""
+
+PAIR = 12_000
+"""Of looking with one query into one list, beyond the products."""
+
+ROW = 30
 """To gather a key and lay it out takes as long as to multiply it with so many queries (measured)."""
 
 MARGIN = 0.25
@@ -99,8 +105,9 @@ class InvertedFile:
         touched = entries * (1 - (1 - probed) ** queries)
         asked = queries * self.probes
         return int(
-            work.searched(queries, lists, dim)
-            + asked * PICK
+            CALL
+            + work.searched(queries, lists, dim + SELECT)
+            + asked * PAIR
             + touched * ROW * dim
             + asked * self._typical * dim
             + work.searched(queries, len(self.pending), dim) * bool(self.pending)
@@ -127,12 +134,12 @@ class InvertedFile:
         for part in common(self.pending, live):
             scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
             left = yield work.searched(count, part.stop - part.start, dim)
-        plan = kernels.inverted(self._nearest_lists(queries), len(self.centroids))
-        left = yield work.searched(count, len(self.centroids), dim) + count * self.probes * PICK
+        plan = kernels.inverted(kernels.nearest(queries, self.centroids, self.probes), len(self.centroids))
+        left = yield work.searched(count, len(self.centroids), dim + SELECT)
         whole = slice(0, len(self.centroids))
-        if count * self.probes * (self._typical + ROW) * dim <= left:
+        if count * self.probes * (PAIR + (self._typical + ROW) * dim) <= left:
             self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=whole)
-            yield int(count * self.probes * self._typical * dim)
+            yield int(count * self.probes * (PAIR + self._typical * dim))
             return best.ordered()
         each = self._work_of_lists(plan[0], dim)
         first = 0
@@ -174,22 +181,11 @@ class InvertedFile:
         enough = int(np.searchsorted(self._ranks.cumsum(), wanted * total)) + 1
         return min(len(self.centroids), enough)
 
-    def _nearest_lists(self, queries: Float32) -> Int64:
-        best = kernels.Best(len(queries), self.probes)
-        rows = slice(0, len(self.centroids))
-        scan_exactly(
-            best,
-            queries[None],
-            self.centroids[None],
-            query_dtype=Dtype.FLOAT32,
-            dtype=Dtype.FLOAT32,
-            rows=rows,
-        )
-        return best.ordered()[1]
-
     def _work_of_lists(self, offsets: Int64, dim: int) -> NDArray[np.float64]:
         askers, sizes = np.diff(offsets), self._lists.sizes()
-        cumulative: NDArray[np.float64] = np.cumsum((askers + ROW) * (askers > 0) * sizes * float(dim))
+        cumulative: NDArray[np.float64] = np.cumsum(
+            askers * float(PAIR) + (askers + ROW) * (askers > 0) * sizes * float(dim)
+        )
         return cumulative
 
 

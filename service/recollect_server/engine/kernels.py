@@ -93,6 +93,7 @@ def _library() -> ctypes.CDLL:
         "rc_lists_of": 2 * pointers,
         "rc_probe": 2 * pointers,
         "rc_invert": (c_void_p, c_int64, c_int32, c_int32, *2 * pointers),
+        "rc_nearest": (c_void_p, c_int64, c_void_p, *4 * (c_int32,), c_void_p),
         "rc_set_threads": (c_int32,),
     }.items():
         function = getattr(library, name)
@@ -367,6 +368,15 @@ class Lists:
             DTYPES[dtype],
         )
         _library().rc_probe(ctypes.byref(bound), best.reference)
+
+
+def nearest(queries: Float32, centroids: Float32, probes: int) -> Int64:
+    """The lists whose centroids [L, D] are nearest to queries [N, D]: int64 [N, P or an eighth more], -1 for none."""
+    width = min(len(centroids), probes + probes // 8 + 1)
+    lists = np.empty((len(queries), width), dtype=np.int64)
+    bounds = (len(centroids), centroids.shape[1], probes, width)
+    _library().rc_nearest(_address(queries), len(queries), _address(centroids), *bounds, _address(lists))
+    return lists
 
 
 def inverted(probes: Int64, lists: int) -> tuple[Int64, Int32]:

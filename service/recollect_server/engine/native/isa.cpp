@@ -77,7 +77,7 @@ static void few(const Rows& rows, const float* const* queries, const int64_t* id
         const typename Type::Element* row[R];
         for (int r = 0; r < R; ++r) {
             row[r] = rows.row(std::min(i + r, n - 1));
-            rows.prefetch(i + r + 3 * R);
+            rows.prefetch(i + r + 5 * R);
         }
         Vec total[R][Q];
         for (int r = 0; r < R; ++r)
@@ -330,6 +330,75 @@ static void probe(const RcProbe& p, const RcBest& best, int32_t first_list, int3
     }
 }
 
+// ---- the nearest lists ----
+
+template <int M>
+static inline void products(const float* const* q, const float* panel, int dim, float* out, int64_t stride) {
+    Vec low[M], high[M];
+    for (int m = 0; m < M; ++m) low[m] = high[m] = zero();
+    for (int d = 0; d < dim; ++d) {
+        const Vec a = load(panel + d * NR), b = load(panel + d * NR + W);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const Vec x = broadcast(q[m][d]);
+            low[m] = fma(x, a, low[m]);
+            high[m] = fma(x, b, high[m]);
+        }
+    }
+    for (int m = 0; m < M; ++m) store(out + m * stride, low[m]), store(out + m * stride + W, high[m]);
+}
+
+static int32_t count_from(const float* scores, int64_t n, float threshold) {
+    int32_t count = 0;
+    const Vec t = broadcast(threshold);
+    for (int64_t i = 0; i < n; i += W) count += W - __builtin_popcount(above(t, load(scores + i)));
+    return count;
+}
+
+// A threshold that about `probes` of the scores reach: more than `most` only where many are equal.
+static float threshold_of(const float* scores, int64_t padded, int32_t lists, int32_t probes, int32_t most) {
+    float low = INF, high = -INF;
+    for (int32_t i = 0; i < lists; ++i) low = std::min(low, scores[i]), high = std::max(high, scores[i]);
+    if (probes >= lists) return low;
+    for (int round = 0; round < 24; ++round) {
+        const float middle = low + 0.5f * (high - low);
+        if (middle <= low || middle >= high) break;
+        const int32_t count = count_from(scores, padded, middle);
+        if (count >= probes) low = middle;
+        else high = middle;
+        if (count >= probes && count <= most) break;
+    }
+    return low;
+}
+
+static void nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                    int32_t probes, int32_t width, int64_t* nearest) {
+    static thread_local std::vector<float> packed_buffer, scores_buffer;
+    const Range<Float32> rows{centroids, 0, lists, dim};
+    const int64_t padded = (lists + NR - 1) / NR * NR;
+    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * dim);
+    float* scores = scratch(scores_buffer, (n + MR) * padded);
+    for (int64_t p = 0; p < lists; p += NR) {
+        pack<Float32>(rows, p, dim, panel);
+        for (int64_t q = 0; q < n; q += MR) {
+            const float* pointers[MR];
+            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * dim;
+            if (n - q == 1) products<1>(pointers, panel, dim, scores + q * padded + p, padded);
+            else products<MR>(pointers, panel, dim, scores + q * padded + p, padded);
+        }
+    }
+    for (int64_t q = 0; q < n; ++q) {
+        float* mine = scores + q * padded;
+        for (int64_t i = lists; i < padded; ++i) mine[i] = -INF;
+        const float threshold = threshold_of(mine, padded, lists, probes, width);
+        int32_t found = 0;
+        int64_t* to = nearest + q * width;
+        for (int32_t i = 0; i < lists && found < width; ++i)
+            if (mine[i] >= threshold) to[found++] = i;
+        while (found < width) to[found++] = -1;
+    }
+}
+
 // ---- attention ----
 
 // exp(x) for x <= 0, to within two units in the last place; without a branch, so that it is vectorized.
@@ -455,6 +524,6 @@ static void accumulate(const float* rows, const int64_t* assigned, int64_t n, in
 
 #define RC_STRING(name) #name
 #define RC_NAME(name) RC_STRING(name)
-extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, attend, attend_backward, accumulate};
+extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, nearest, attend, attend_backward, accumulate};
 
 }  // namespace RC_ISA

@@ -22,6 +22,8 @@ struct Isa {
     void (*scan)(const RcScan&, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
                  int64_t end);
     void (*probe)(const RcProbe&, const RcBest& best, int32_t first_list, int32_t last_list);
+    void (*nearest)(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                    int32_t probes, int32_t width, int64_t* nearest);
     void (*attend)(const RcAttend&, int32_t head, int64_t first, int64_t last);
     void (*attend_backward)(const RcBackward&, int32_t head, int64_t first, int64_t last);
     void (*accumulate)(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,

@@ -106,6 +106,11 @@ struct RcProbe {
 };
 
 void rc_probe(const RcProbe* probe, const RcBest* best);
+// Which lists are nearest: of products of queries [n, dim] with centroids [lists, dim] the `probes` largest, and
+// up to an eighth more (to know them exactly would cost more than to look into them). nearest [n, width], padded
+// with -1, width >= probes.
+void rc_nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                int32_t probes, int32_t width, int64_t* nearest);
 // offsets and askers of probes [N, width] (-1: none).
 void rc_invert(const int64_t* probes, int64_t n, int32_t width, int32_t lists, int64_t* offsets,
                int32_t* askers);

@@ -365,6 +365,16 @@ void rc_lists_of(const RcLists* lists, int32_t* of_slot) {
     std::copy(lists->of_slot.begin(), lists->of_slot.end(), of_slot);
 }
 
+void rc_nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                int32_t probes, int32_t width, int64_t* nearest) {
+    const int64_t grain = n >= 64 ? 64 : std::max<int64_t>(1, divided(n, wanted_threads));
+    run(divided(n, grain), n * lists * dim, [&](int64_t task) {
+        const int64_t first = task * grain;
+        best_isa().nearest(queries + first * dim, std::min(grain, n - first), centroids, lists, dim, probes, width,
+                           nearest + first * width);
+    });
+}
+
 void rc_invert(const int64_t* probes, int64_t n, int32_t width, int32_t lists, int64_t* offsets,
                int32_t* askers) {
     std::fill(offsets, offsets + lists + 1, 0);

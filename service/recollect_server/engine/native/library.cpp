@@ -162,9 +162,9 @@ void finish_one(const RcBest& best, int64_t query, float* scores, int64_t* slots
 // Candidates of its own for a task that shares its queries with others; merged when it is done.
 struct OwnBest {
     explicit OwnBest(const RcBest& of)
-        : scores(of.queries * of.room), slots(of.queries * of.room), counts(of.queries, 0),
+        : scores(new float[of.queries * of.room]), slots(new int32_t[of.queries * of.room]), counts(of.queries, 0),
           thresholds(of.thresholds, of.thresholds + of.queries),
-          best{scores.data(), slots.data(), counts.data(), thresholds.data(), of.queries, of.room, of.top_k} {}
+          best{scores.get(), slots.get(), counts.data(), thresholds.data(), of.queries, of.room, of.top_k} {}
 
     void merge_into(const RcBest& to) const {
         for (int64_t q = 0; q < to.queries; ++q) {
@@ -178,8 +178,9 @@ struct OwnBest {
         }
     }
 
-    std::vector<float> scores;
-    std::vector<int32_t> slots, counts;
+    std::unique_ptr<float[]> scores;  // as they come: only what was counted is read
+    std::unique_ptr<int32_t[]> slots;
+    std::vector<int32_t> counts;
     std::vector<float> thresholds;
     RcBest best;
 };

@@ -136,6 +136,10 @@ class TorchStore:
         yield 0
         return False
 
+    def search_work(self, queries: int, entries: int) -> int:
+        """See `Store.search_work`."""
+        return self._spec.heads * self._index.search_work(queries, entries, dim=self._spec.key_dim)
+
     def search(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
     ) -> Steps[Hits]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.eviction import ByIds, Oldest
@@ -199,6 +200,15 @@ def test_the_namespace_says_which_recall() -> None:
         assert recall_of(bank, made.draw(200)) >= recall - 0.03
         probes.append(bank.index_state.probes)
     assert probes[0] < probes[1]
+
+
+def test_what_a_search_takes_is_told() -> None:
+    """Fair queues count a search of few lists like one of all entries, or one of many queries like one."""
+    made, bank = Mixture(), bank_of(4000)
+    add(bank, made.draw(4000))
+    assert bank.search_work(64) == HEADS * work.searched(64, 4000, DIM)
+    trained(bank, made)
+    assert 0 < bank.search_work(1) < bank.search_work(64) < HEADS * work.searched(64, 4000, DIM)
 
 
 def test_upkeep_is_done_after_reads() -> None:

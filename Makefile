@@ -105,6 +105,10 @@ bench-peers: $(DEV_STAMP)  ## install what the benchmark compares with, each int
 bench-bytes: $(DEV_STAMP)  ## count bytes on the wire: attend against fetching keys and values
 	@$(PY) -m tests.benchmarks.wire_bytes $(ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: $(DEV_STAMP)  ## attention and search on a GPU, against the card's limits; says so where there is none
+	@$(PY) -m tests.benchmarks.gpu $(ARGS)
+
 .PHONY: bench-fairness
 bench-fairness: $(DEV_STAMP)  ## a tenant's small calls beside another's flood (5 minutes)
 	@$(PY) -m tests.benchmarks.fairness $(ARGS)

@@ -40,7 +40,7 @@ class TorchDevice:
     Args:
         device: For PyTorch: "cuda", "cuda:1", or "cpu".
         search: How to search exactly: "faiss", "product" or "fused" where there are such; "auto" measures.
-        index: What banks are searched by.
+        index: What banks are searched by, whatever their namespaces ask for; for tests.
         ways: To search exactly; those of the device if None.
 
     Raises:
@@ -57,7 +57,7 @@ class TorchDevice:
         ways: Sequence[ExactSearch] | None = None,
     ) -> None:
         self._device = torch.device(device)
-        self._index = index or IndexRule()
+        self._index = index
         ways = searches_for(self._device) if ways is None else ways
         self._choice = Choice(ways, self._device, forced=search)
 
@@ -70,7 +70,8 @@ class TorchDevice:
 
     def store(self, spec: NamespaceSpec) -> TorchStore:
         """An empty store."""
-        return TorchStore(spec, self._device, self._choice, index=self._index)
+        rule = self._index or IndexRule(index=spec.index.value, recall=spec.recall)
+        return TorchStore(spec, self._device, self._choice, index=rule)
 
 
 class TorchStore:
@@ -123,6 +124,21 @@ class TorchStore:
     def index_state(self) -> IndexState:
         """See `Store.index_state`."""
         return self._index.state
+
+    def wants_upkeep(self, live: Sequence[slice]) -> bool:
+        """See `Store.wants_upkeep`. Never: the inverted file is trained and filled after reads."""
+        del live
+        return False
+
+    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
+        """See `Store.upkeep`."""
+        del live
+        yield 0
+        return False
+
+    def search_work(self, queries: int, entries: int) -> int:
+        """See `Store.search_work`."""
+        return self._spec.heads * self._index.search_work(queries, entries, dim=self._spec.key_dim)
 
     def search(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False

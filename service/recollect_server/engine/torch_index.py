@@ -117,6 +117,14 @@ class BankIndex:
             sampled=self._sampled,
         )
 
+    def search_work(self, queries: int, entries: int, *, dim: int) -> int:
+        """See `Store.search_work`; of one head."""
+        lists, probes = self._lists, self._watch.probes
+        if lists is None or not probes:
+            return work.searched(queries, entries, dim)
+        count = lists.centroids.shape[1]
+        return queries * count * dim + work.searched(queries * probes, entries // count, dim)
+
     # ---- what happens to the bank ----
 
     def wrote(self, slots: slice, keys: Tensor) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.eviction import ByIds, Oldest
-from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import run_through
 from recollect_server.domain.usage import Usage
-from recollect_server.engine.torch_device import TorchDevice
+from recollect_server.engine.torch_device import TorchDevice, TorchStore
 from recollect_server.engine.torch_index import IndexRule
 
 HEADS, DIM, CENTRES = 2, 16, 60
@@ -169,3 +170,52 @@ def test_a_namespace_without_an_index_gets_none() -> None:
         run_through(bank.search(made.draw(64), 10))
     assert bank.index_state.index == "exact"
     assert not bank.index_state.reason
+
+
+@pytest.mark.parametrize("index", list(IndexChoice))
+def test_the_namespace_says_which_index(index: IndexChoice) -> None:
+    """A GPU answers by what it likes, not by what the namespace asked for."""
+    made = Mixture()
+    spec = NamespaceSpec((0,), HEADS, DIM, DIM, capacity=5000, dtype=Dtype.FLOAT32, index=index)
+    bank = Bank(spec, TorchDevice("cpu").store(spec), first_sequence=0, usage=Usage())
+    add(bank, made.draw(5000))
+    for _ in range(60):
+        run_through(bank.search(made.draw(64), 10))
+    state = bank.index_state
+    assert state.index == ("ivf" if index is IndexChoice.IVF else "exact")
+    assert ("fewer" in state.reason) == (index is IndexChoice.AUTO)
+
+
+def test_the_namespace_says_which_recall() -> None:
+    """A namespace that asked for nearly all neighbours is searched as little as one that wants half."""
+    probes = []
+    for recall in (0.5, 0.97):
+        made = Mixture()
+        spec = NamespaceSpec(
+            (0,), HEADS, DIM, DIM, capacity=5000, dtype=Dtype.FLOAT32, index=IndexChoice.IVF, recall=recall
+        )
+        bank = Bank(spec, TorchDevice("cpu").store(spec), first_sequence=0, usage=Usage())
+        add(bank, made.draw(5000))
+        trained(bank, made)
+        assert recall_of(bank, made.draw(200)) >= recall - 0.03
+        probes.append(bank.index_state.probes)
+    assert probes[0] < probes[1]
+
+
+def test_what_a_search_takes_is_told() -> None:
+    """Fair queues count a search of few lists like one of all entries, or one of many queries like one."""
+    made, bank = Mixture(), bank_of(4000)
+    add(bank, made.draw(4000))
+    assert bank.search_work(64) == HEADS * work.searched(64, 4000, DIM)
+    trained(bank, made)
+    assert 0 < bank.search_work(1) < bank.search_work(64) < HEADS * work.searched(64, 4000, DIM)
+
+
+def test_upkeep_is_done_after_reads() -> None:
+    """A dispatcher that offers idle time is kept busy for ever, or waits for steps that never come."""
+    made, bank = Mixture(), bank_of(3000)
+    add(bank, made.draw(3000))
+    store, live = bank._store, [slice(0, 3000)]
+    assert isinstance(store, TorchStore)
+    assert not store.wants_upkeep(live)
+    assert not run_through(store.upkeep(live))

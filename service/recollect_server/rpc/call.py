@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from recollect_server.application.turns import Times
@@ -82,7 +82,7 @@ class Trail:
             status=status,
             reason=error.reason if error else "",
             error_id=error.error_id if isinstance(error, InternalError) else "",
-            request_id=request_id[:REQUEST_ID_LENGTH_MAX] or uuid.uuid4().hex,
+            request_id=request_id[:REQUEST_ID_LENGTH_MAX] or os.urandom(16).hex(),
             source=self.arrival.source,
             traceparent=self.arrival.traceparent,
             started_ns=self.started_ns,

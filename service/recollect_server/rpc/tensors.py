@@ -22,6 +22,9 @@ RANK_MAX, SIZE_MAX = 8, 2**31 - 1
 FIRST_ID_MAX = 2**63 - 1 - SIZE_MAX
 """So that an offset of 31 bits cannot carry an id beyond int64."""
 
+NO_ID = np.uint64(2**64 - 1)
+"""-1 as an unsigned number."""
+
 WIRE_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
 
 
@@ -96,11 +99,11 @@ def entry_ids_to_wire(ids: Int64) -> pb.EntryIds:
     A row's ids lie within one bank. Evictions by id can spread them wider than 31 bits only after two
     thousand million further adds, so the spread is checked and not assumed.
     """
-    present = ids >= 0
-    first = np.where(present, ids, np.iinfo(np.int64).max).min(axis=(1, 2, 3), initial=np.iinfo(np.int64).max)
-    first = np.where(first == np.iinfo(np.int64).max, 0, first)
-    offsets = np.where(present, ids - first[:, None, None, None], -1)
-    if offsets.max(initial=0) > np.iinfo(np.int32).max:
+    # Without its sign, -1 is larger than any id.
+    smallest = ids.reshape(ids.shape[0], -1).view(np.uint64).min(axis=1, initial=NO_ID)
+    first = np.where(smallest == NO_ID, 0, smallest).astype(np.int64)
+    offsets = np.maximum(ids - first[:, None, None, None], -1)
+    if offsets.max(initial=0) > SIZE_MAX:
         raise OverflowError("ids of one row are more than 31 bits apart")
     data = offsets.astype("<i4").tobytes()
     tensor = pb.Tensor(data=data, dtype=pb.DTYPE_INT32, shape=ids.shape)

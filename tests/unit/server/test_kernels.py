@@ -1,4 +1,4 @@
-"""The compiled kernels for search and attention against NumPy in float64, for each instruction set that this processor has."""
+"""The compiled kernels for search and attention against NumPy, for each instruction set of this processor."""
 
 from __future__ import annotations
 

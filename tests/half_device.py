@@ -38,6 +38,7 @@ class HalfStore:
         self._index = index
         self._real = real
         self.grow, self.write, self.compact, self.clear = real.grow, real.write, real.compact, real.clear
+        self.wants_upkeep, self.upkeep, self.search_work = real.wants_upkeep, real.upkeep, real.search_work
         self.keys, self.values, self.attend_backward = real.keys, real.values, real.attend_backward
 
     @property

@@ -25,7 +25,11 @@ from tests.installation import Installation
 from tests.security.process_memory import addresses_of
 from tests.server_process import ServerProcess
 
-DEVICES: dict[str, Callable[[], Device]] = {"numpy": CpuDevice, "torch": lambda: TorchDevice("cpu")}
+DEVICES: dict[str, Callable[[], Device]] = {
+    "kernels": CpuDevice,
+    "faiss": lambda: CpuDevice(compiled=False),
+    "torch": lambda: TorchDevice("cpu"),
+}
 NAMESPACE, STREAM = "same-name", "s"
 CAPACITY, BATCH = 512, 4
 RUN = 40

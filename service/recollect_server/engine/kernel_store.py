@@ -15,7 +15,7 @@ from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.ivf import scan_exactly
-from recollect_server.engine.tiles import rows_of_tile, tokens_of_part
+from recollect_server.engine.tiles import tokens_of_part
 from recollect_server.engine.upkeep import Index
 
 QUERIES_MAX = 1024
@@ -23,6 +23,9 @@ QUERIES_MAX = 1024
 
 HEADS_TOGETHER_MAX = 512
 """Queries of all heads that are searched in one step, if they are no more."""
+
+ROWS_MIN = 256
+"""The fewest keys of a step: with fewer, a call of the kernels would be mostly overhead."""
 
 
 class KernelStore(CpuBuffers):
@@ -46,8 +49,10 @@ class KernelStore(CpuBuffers):
     def grow(self, allocated: int, live: Sequence[slice]) -> None:
         """See `Store.grow`."""
         super().grow(allocated, live)
-        if self._index is not None and live:
-            self._index.moved(np.concatenate([np.arange(part.start, part.stop) for part in live]), allocated)
+        if self._index is not None:
+            # Where nothing is live too: the lists have to know of the slots that there are now.
+            order = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
+            self._index.moved(np.concatenate(order), allocated)
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""
@@ -231,7 +236,8 @@ class KernelStore(CpuBuffers):
         for segment in live:
             first = segment.start
             while first < segment.stop:
-                size = rows_of_tile(left // several, queries=each, rows=segment.stop - first, dim=dim)
+                fitting = left // (several * work.searched(each, 1, dim))
+                size = min(segment.stop - first, max(ROWS_MIN, fitting))
                 rows = slice(first, first + size)
                 scan_exactly(
                     best,

@@ -1,4 +1,4 @@
-"""Both stores, slot by slot, where the wire does not show: blocks, growth, zeroing, edge cases."""
+"""All stores, slot by slot, where the wire does not show: blocks, growth, zeroing, edge cases."""
 
 from __future__ import annotations
 
@@ -15,12 +15,23 @@ from recollect_server.domain.ports import Device, Hits, Store
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import UNBOUNDED, Result, Steps, run_through
-from recollect_server.engine import attention_cpu, attention_torch, cpu, faiss_cpu, tiles, torch_device
+from recollect_server.engine import (
+    attention_cpu,
+    attention_torch,
+    faiss_cpu,
+    faiss_store,
+    tiles,
+    torch_device,
+)
 from recollect_server.engine.cpu import CpuDevice
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
 
-DEVICES: dict[str, Callable[[], Device]] = {"numpy": CpuDevice, "torch": lambda: TorchDevice("cpu")}
+DEVICES: dict[str, Callable[[], Device]] = {
+    "kernels": CpuDevice,
+    "faiss": lambda: CpuDevice(compiled=False),
+    "torch": lambda: TorchDevice("cpu"),
+}
 HEADS, DIM = 2, 3
 
 
@@ -68,8 +79,8 @@ def test_blocks_do_not_show(device: Device, dtype: Dtype, monkeypatch: pytest.Mo
     live = [slice(25, 40), slice(0, 13)]
     answers = []
     for widened, gathered in ((32_768, 1 << 25), (4, 100)):
-        monkeypatch.setattr(cpu, "WIDENED_ROWS_MAX", widened)
-        monkeypatch.setattr(cpu, "GATHERED_BYTES_MAX", gathered)
+        monkeypatch.setattr(faiss_store, "WIDENED_ROWS_MAX", widened)
+        monkeypatch.setattr(faiss_store, "GATHERED_BYTES_MAX", gathered)
         monkeypatch.setattr(torch_device, "GATHERED_BYTES_MAX", gathered)
         out = run_through(store.attend(q, live, 6, scale=0.5))
         gradient = run_through(store.attend_backward(q, out.slots, scale=0.5, grad_output=q, grad_lse=None))
@@ -194,9 +205,8 @@ def test_steps_are_as_small_as_they_should(device: Device, queries: int, rows: i
     assert whole <= sum(done) <= 2 * whole + work.gathered(4 * queries, 16)
 
 
-def test_interleaved_searches_keep_apart() -> None:
+def test_interleaved_searches_keep_apart(device: Device) -> None:
     """Two paused searches share scratch memory, and one is answered with the other's products."""
-    device = CpuDevice()
     rng = np.random.default_rng(5)
     stores, questions, wanted = [], [], []
     for seed in range(2):

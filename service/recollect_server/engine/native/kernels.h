@@ -119,5 +119,7 @@ void rc_invert(const int64_t* probes, int64_t n, int32_t width, int32_t lists, i
 
 void rc_set_threads(int32_t threads);
 const char* rc_isa();
+// For tests: the variant of that name, "" for the best; 0 if the processor cannot run it.
+int32_t rc_use_isa(const char* name);
 }
 #pragma GCC visibility pop

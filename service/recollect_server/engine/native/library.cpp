@@ -22,21 +22,21 @@ namespace avx512 { extern const Isa isa; }
 
 namespace {
 
-const Isa& best_isa() {
+const Isa* isa_named(const char* name) {
+    const auto is_wanted = [name](const Isa& isa) { return !*name || !std::strcmp(name, isa.name); };
 #if defined(RC_X86)
-    static const Isa* chosen = [] {
-        __builtin_cpu_init();
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            return &avx512::isa;
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::isa;
-        return &generic::isa;
-    }();
-    return *chosen;
-#else
-    return generic::isa;
+    __builtin_cpu_init();
+    if (is_wanted(avx512::isa) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return &avx512::isa;
+    if (is_wanted(avx2::isa) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::isa;
 #endif
+    return is_wanted(generic::isa) ? &generic::isa : nullptr;
 }
+
+std::atomic<const Isa*> chosen_isa{isa_named("")};
+
+const Isa& best_isa() { return *chosen_isa.load(std::memory_order_relaxed); }
 
 // ---- threads ----
 
@@ -212,6 +212,12 @@ void rc_set_threads(int32_t threads) {
 }
 
 const char* rc_isa() { return best_isa().name; }
+
+int32_t rc_use_isa(const char* name) {
+    const Isa* named = isa_named(name);
+    if (named) chosen_isa = named;
+    return named != nullptr;
+}
 
 void rc_scan(const RcScan* scan, const RcBest* best) {
     const Isa& isa = best_isa();

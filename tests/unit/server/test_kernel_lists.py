@@ -1,0 +1,100 @@
+"""The compiled kernels for inverted lists against NumPy, for each instruction set that this processor has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recollect_server.domain.arrays import DenseArray, from_float32
+from recollect_server.domain.spec import Dtype
+from recollect_server.engine import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+
+
+def normal(rng: np.random.Generator, *shape: int, dtype: Dtype = Dtype.FLOAT32) -> DenseArray:
+    return from_float32(rng.standard_normal(shape).astype(np.float32), dtype)
+
+
+@pytest.mark.parametrize("lists", [1, 5, 64, 257])
+@pytest.mark.parametrize("count", [1, 5, 130])
+def test_nearest(isa: str, threads: int, lists: int, count: int) -> None:
+    """The lists looked into are not those that are nearest, or are fewer than asked for."""
+    rng = np.random.default_rng(lists)
+    q, centroids = normal(rng, count, 30).float32(), normal(rng, lists, 30).float32()
+    products = q.astype(np.float64) @ centroids.T.astype(np.float64)
+    for probes in sorted({1, min(3, lists), max(1, lists // 2), lists}):
+        for asked, row in zip(products, kernels.nearest(q, centroids, probes), strict=True):
+            chosen = row[row >= 0]
+            assert len(set(chosen)) == len(chosen) >= probes
+            assert len(chosen) <= probes + probes // 8 + 1
+            left_out = np.delete(asked, chosen)
+            assert asked[chosen].min() >= left_out.max(initial=-np.inf) - 1e-4
+
+
+def test_nearest_of_equal_centroids(isa: str) -> None:
+    """Where centroids are equal none is chosen, or too many for the room there is."""
+    q, centroids = np.ones((3, 8), np.float32), np.ones((40, 8), np.float32)
+    for row in kernels.nearest(q, centroids, 4):
+        assert len({*row.tolist()} - {-1}) >= 4
+
+
+def test_inverted() -> None:
+    """A list is searched for queries that did not ask for it."""
+    rng = np.random.default_rng(9)
+    probes = np.stack([rng.permutation(20)[:6] for _ in range(50)])
+    probes[rng.random(probes.shape) < 0.2] = -1
+    offsets, askers = kernels.inverted(probes, 20)
+    for number in range(20):
+        wanted = np.flatnonzero((probes == number).any(axis=1)).tolist()
+        assert askers[offsets[number] : offsets[number + 1]].tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("count", [1, 3, 4, 60])
+def test_probe(isa: str, threads: int, dtype: Dtype, count: int) -> None:
+    """A search in lists finds what is in others, in none, or not live; or misses some."""
+    rng = np.random.default_rng(10)
+    slots, lists, dim = 3000, 24, 40
+    keys, q = normal(rng, slots, dim, dtype=dtype), normal(rng, count, dim).float32()
+    held, assigned = kernels.Lists(lists, slots), rng.integers(-1, lists, size=slots)
+    held.put(0, assigned[:2000])
+    held.put(2000, assigned[2000:])
+    again = rng.integers(-1, lists, size=500)  # written anew
+    held.put(700, again)
+    assigned[700:1200] = again
+    assert held.sizes().tolist() == np.bincount(assigned[assigned >= 0], minlength=lists).tolist()
+    np.testing.assert_array_equal(held.of_slots(), assigned)
+    probes = np.stack([rng.permutation(lists)[:5] for _ in range(count)])
+    live = [slice(2500, 3000), slice(0, 1500)]
+    best = kernels.Best(count, 20)
+    for part in (slice(0, 7), slice(7, lists)):
+        plan = kernels.inverted(probes, lists)
+        held.probe(best, q, keys.raw, dtype=dtype, live=live, plan=plan, lists=part)
+    scores, found = best.ordered()
+    is_live = np.zeros(slots, bool)
+    for part in live:
+        is_live[part] = True
+    real = q.astype(np.float64) @ keys.float32().astype(np.float64).T
+    for n in range(count):
+        reachable = np.flatnonzero(np.isin(assigned, probes[n]) & is_live)
+        wanted = np.sort(real[n, reachable])[::-1][:20]
+        assert np.isin(found[n], reachable).all()
+        np.testing.assert_allclose(scores[n], wanted, atol=1e-4)
+        np.testing.assert_allclose(real[n, found[n]], wanted, atol=1e-4)
+
+
+def test_lists_that_are_written_round_and_round() -> None:
+    """A slot that is overwritten stays in its list too: it is found twice, and lists only grow."""
+    rng = np.random.default_rng(11)
+    slots, lists = 200, 6
+    held, assigned = kernels.Lists(lists, slots), np.full(slots, -1)
+    for _ in range(300):
+        first = int(rng.integers(slots))
+        size = int(rng.integers(1, slots - first + 1))
+        new = rng.integers(-1, lists, size=size)
+        held.put(first, new)
+        assigned[first : first + size] = new
+        np.testing.assert_array_equal(held.of_slots(), assigned)
+        assert held.sizes().tolist() == np.bincount(assigned[assigned >= 0], minlength=lists).tolist()
+    assert held.bytes < 10_000

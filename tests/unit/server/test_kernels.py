@@ -1,0 +1,310 @@
+"""The compiled kernels for search and attention against NumPy, for each instruction set of this processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, from_float32
+from recollect_server.domain.spec import Dtype
+from recollect_server.engine import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+
+Float64 = NDArray[np.float64]
+DIMS, QUERIES, ROWS = (1, 7, 16, 33, 64, 100, 768), (1, 2, 3, 4, 9, 70), (1, 31, 32, 33, 1000)
+
+
+def normal(rng: np.random.Generator, *shape: int, dtype: Dtype = Dtype.FLOAT32) -> DenseArray:
+    return from_float32(rng.standard_normal(shape).astype(np.float32), dtype)
+
+
+def in_64(array: DenseArray) -> Float64:
+    return array.float32().astype(np.float64)
+
+
+def scanned(
+    queries: DenseArray,
+    keys: DenseArray,
+    top_k: int,
+    *,
+    parts: Sequence[slice],
+    bias: Float32 | None = None,
+) -> tuple[Float32, Int64]:
+    """Scores and slots [heads, n, K]."""
+    heads, count, _ = queries.shape
+    best = kernels.Best(heads * count, top_k)
+    for rows in parts:
+        kernels.scan(
+            best,
+            queries.raw,
+            keys.raw,
+            query_dtype=queries.dtype,
+            key_dtype=keys.dtype,
+            rows=rows,
+            bias=bias,
+        )
+    scores, slots = best.ordered()
+    return scores.reshape(heads, count, top_k), slots.reshape(heads, count, top_k)
+
+
+def check(
+    found: tuple[Float32, Int64],
+    queries: DenseArray,
+    keys: DenseArray,
+    *,
+    parts: Sequence[slice],
+    bias: Float32 | None = None,
+) -> None:
+    """Slots must be distinct, live and among the best; scores theirs, descending; the rest padding."""
+    scores, slots = found
+    live = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+    real = in_64(queries) @ in_64(keys).transpose(0, 2, 1)
+    sizes = np.abs(in_64(queries)) @ np.abs(in_64(keys)).transpose(0, 2, 1)
+    if bias is not None:
+        real, sizes = real + bias, sizes + np.abs(bias)
+    count = min(live.size, slots.shape[-1])
+    assert (slots[..., count:] == -1).all()
+    assert np.isneginf(scores[..., count:]).all()
+    assert np.isin(slots[..., :count], live).all()
+    assert (np.diff(np.sort(slots[..., :count], axis=-1), axis=-1) > 0).all(), "the same slot twice"
+    assert (np.diff(scores[..., :count], axis=-1) <= 0).all(), "not in order"
+    error = 2.0**-21 * np.sqrt(queries.shape[-1]) * sizes.max() + 1e-37
+    mine = np.take_along_axis(real, slots[..., :count], axis=-1)
+    np.testing.assert_allclose(scores[..., :count], mine, rtol=0, atol=error)
+    wanted = -np.sort(-real[..., live], axis=-1)[..., :count]
+    np.testing.assert_allclose(scores[..., :count], wanted, rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("dim", DIMS)
+def test_scan(isa: str, threads: int, dtype: Dtype, dim: int) -> None:
+    """Some number of queries, keys or elements is multiplied wrongly, read past its end, or left out."""
+    rng = np.random.default_rng(dim)
+    for count in QUERIES:
+        for rows in ROWS if threads == 1 or count in (1, 70) else (1000,):
+            q, keys = (normal(rng, 2, n, dim, dtype=dtype) for n in (count, rows))
+            cut = [slice(0, rows // 3), slice(rows // 3, rows - rows // 5), slice(rows - rows // 5, rows)]
+            for parts in ([slice(0, rows)], [part for part in cut if part.start < part.stop]):
+                check(scanned(q, keys, 10, parts=parts), q, keys, parts=parts)
+
+
+@pytest.mark.parametrize("key_dtype", list(Dtype))
+@pytest.mark.parametrize("query_dtype", list(Dtype))
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_scan_of_mixed_formats(isa: str, query_dtype: Dtype, key_dtype: Dtype, count: int) -> None:
+    """Queries in one format are read as if they were in that of the keys."""
+    rng = np.random.default_rng(0)
+    q, keys = normal(rng, 2, count, 37, dtype=query_dtype), normal(rng, 2, 90, 37, dtype=key_dtype)
+    parts = [slice(40, 90), slice(0, 13)]
+    check(scanned(q, keys, 12, parts=parts), q, keys, parts=parts)
+
+
+@pytest.mark.parametrize("top_k", [1, 8, 99, 100, 101, 300])
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_top_k_up_to_all_and_more(isa: str, threads: int, top_k: int, count: int) -> None:
+    """With room for about as many hits as there are entries, some are lost or made up."""
+    rng = np.random.default_rng(top_k)
+    q, keys = normal(rng, 1, count, 24), normal(rng, 1, 100, 24)
+    parts = [slice(0, 60), slice(60, 100)]
+    check(scanned(q, keys, top_k, parts=parts), q, keys, parts=parts)
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_bias(isa: str, threads: int, count: int) -> None:
+    """The bias of another slot is added, or none: the nearest centroid is not the nearest."""
+    rng = np.random.default_rng(1)
+    q, keys = normal(rng, 1, count, 19), normal(rng, 1, 333, 19)
+    bias = (10 * rng.standard_normal(333)).astype(np.float32)
+    parts = [slice(100, 333), slice(0, 50)]
+    check(scanned(q, keys, 5, parts=parts, bias=bias), q, keys, parts=parts, bias=bias)
+
+
+@pytest.mark.parametrize("count", [1, 4, 130])
+def test_of_equal_scores_the_lower_slot_comes_first(isa: str, threads: int, count: int) -> None:
+    """The same search finds one of two equal keys now and the other one then."""
+    rng = np.random.default_rng(2)
+    q = normal(rng, 1, count, 32)
+    distinct = rng.standard_normal((25, 32)).astype(np.float32)
+    order = np.tile(np.arange(25), 40)  # each key forty times
+    keys = from_float32(distinct[order][None], Dtype.FLOAT32)
+    _, slots = scanned(q, keys, 60, parts=[slice(0, 500), slice(500, 1000)])
+    for row in slots[0]:
+        best = order[row[0]]
+        assert row[:40].tolist() == np.flatnonzero(order == best).tolist()
+        second = order[row[40]]
+        assert row[40:].tolist() == np.flatnonzero(order == second)[:20].tolist()
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("what", ["zero queries", "zero keys", "equal keys"])
+def test_when_all_score_alike(isa: str, threads: int, dtype: Dtype, what: str) -> None:
+    """Without a difference nothing is above a threshold: too few are found, or not the first ones."""
+    rng = np.random.default_rng(3)
+    for count in (1, 3, 33):
+        q = normal(rng, 2, count, 20, dtype=dtype)
+        keys = normal(rng, 2, 1, 20, dtype=dtype)
+        if what != "equal keys":
+            (q if what == "zero queries" else keys).raw.fill(0)
+        keys = DenseArray(np.repeat(keys.raw, 700, axis=1), dtype)
+        scores, slots = scanned(q, keys, 15, parts=[slice(0, 700)])
+        assert (slots == np.arange(15)).all()
+        wanted = in_64(q) @ in_64(keys)[:, :15].transpose(0, 2, 1)
+        np.testing.assert_allclose(scores, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_threads_change_nothing(isa: str, dtype: Dtype) -> None:
+    """Two servers with different numbers of threads answer the same call differently."""
+    rng = np.random.default_rng(4)
+    for heads, count, rows in ((1, 1, 40_000), (2, 3, 9_000), (1, 300, 2_000), (3, 70, 900)):
+        q, keys = normal(rng, heads, count, 48, dtype=dtype), normal(rng, heads, rows, 48, dtype=dtype)
+        answers = []
+        for threads in (1, 2, 3, 5):
+            kernels.use_threads(threads)
+            answers.append(scanned(q, keys, 16, parts=[slice(0, rows)]))
+        kernels.use_threads(1)
+        for scores, slots in answers[1:]:
+            # Few queries are multiplied in another order than many: how work is cut may round otherwise.
+            np.testing.assert_allclose(scores, answers[0][0], rtol=1e-5, atol=1e-5)
+            assert (slots == answers[0][1]).mean() > 0.999
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_every_half_precision_number(isa: str, count: int) -> None:
+    """A subnormal, the largest or the smallest number is widened to another one."""
+    for dtype, top in ((Dtype.FLOAT16, 0x7C00), (Dtype.BFLOAT16, 0x7F80)):
+        bits = np.arange(top, dtype=np.uint16)
+        bits = np.concatenate([bits, bits | np.uint16(0x8000)])
+        raw: Raw = bits.view(np.float16) if dtype is Dtype.FLOAT16 else bits
+        for dim in (1, 16):  # one by one, and as vectors
+            keys = DenseArray(np.ascontiguousarray(raw.reshape(1, -1, dim)), dtype)
+            rows = keys.shape[1]
+            q = np.zeros((1, count, dim), np.float32)
+            q[..., rows % dim] = 1
+            scores, slots = scanned(from_float32(q, Dtype.FLOAT32), keys, rows, parts=[slice(0, rows)])
+            wanted = keys.float32()[0, :, rows % dim]
+            for n in range(count):
+                assert sorted(slots[0, n]) == list(range(rows))
+                np.testing.assert_array_equal(scores[0, n], wanted[slots[0, n]])
+
+
+def test_what_float32_cannot_hold(isa: str) -> None:
+    """An overflowing product hides the entries that have a score."""
+    keys = np.zeros((1, 40, 16), np.float32)
+    keys[0, :, 0] = np.arange(40)
+    keys[0, 7, 0], keys[0, 9, 0] = -3e38, 3e38
+    for count in (1, 5):
+        q = np.zeros((1, count, 16), np.float32)
+        q[..., 0] = 1e10
+        found = scanned(*(from_float32(a, Dtype.FLOAT32) for a in (q, keys)), 40, parts=[slice(0, 40)])
+        for scores, slots in zip(found[0][0], found[1][0], strict=True):
+            assert slots[0] == 9
+            assert np.isposinf(scores[0])
+            assert slots[-1] == -1  # the score -inf is no entry
+            assert sorted(slots[:-1]) == [slot for slot in range(40) if slot != 7]
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize(("top_k", "dim"), [(1, 1), (5, 16), (33, 70)])
+def test_attend(isa: str, threads: int, dtype: Dtype, top_k: int, dim: int) -> None:
+    """The output is another one than softmax(scale * scores) v, or slots that are not there count."""
+    rng = np.random.default_rng(5)
+    heads, count, rows = 2, 150, 90
+    values = normal(rng, heads, rows, dim, dtype=dtype)
+    scores = (3 * rng.standard_normal((heads, count, top_k))).astype(np.float32)
+    slots = rng.integers(rows, size=scores.shape)
+    slots[:, ::3, top_k // 2 :] = -1
+    slots[:, 7] = -1
+    scores[slots < 0] = -np.inf
+    scores[0, 8] *= 100  # only one entry has any weight
+    output, lse = (
+        np.full((heads, count, dim), np.nan, np.float32),
+        np.full((heads, count), np.nan, np.float32),
+    )
+    kernels.attend(scores, slots, values.raw, dtype=dtype, scale=0.7, output=output, lse=lse)
+    p, wanted_lse = softmax(np.float64(np.float32(0.7)) * scores.astype(np.float64), slots >= 0)
+    chosen = in_64(values)[np.arange(heads)[:, None, None], slots]
+    np.testing.assert_allclose(output, np.einsum("htk,htkd->htd", p, chosen), atol=2e-5)
+    np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
+    empty = (slots < 0).all(axis=-1)
+    assert not output[empty].any()
+    assert np.isneginf(lse[empty]).all()
+
+
+def softmax(scores: Float64, present: NDArray[np.bool_]) -> tuple[Float64, Float64]:
+    """Probabilities [..., K] and LSE [...]."""
+    scores = np.where(present, scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
+    total = weights.sum(axis=-1)
+    with np.errstate(divide="ignore"):
+        lse: Float64 = np.where(total > 0, top[..., 0] + np.log(total), -np.inf)
+    return weights / np.where(total > 0, total, 1.0)[..., None], lse
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("with_lse", [False, True])
+@pytest.mark.parametrize(("top_k", "key_dim", "value_dim"), [(1, 1, 1), (6, 16, 33), (20, 50, 8)])
+def test_attend_backward(
+    isa: str, threads: int, dtype: Dtype, with_lse: bool, top_k: int, key_dim: int, value_dim: int
+) -> None:
+    """The gradient is another one than the softmax's Jacobian gives, written out."""
+    rng = np.random.default_rng(6)
+    heads, count, rows, scale = 2, 130, 60, 0.4
+    keys, values = (
+        normal(rng, heads, rows, key_dim, dtype=dtype),
+        normal(rng, heads, rows, value_dim, dtype=dtype),
+    )
+    q, go = normal(rng, heads, count, key_dim), normal(rng, heads, count, value_dim)
+    glse = normal(rng, heads, count).float32() if with_lse else None
+    slots = rng.integers(rows, size=(heads, count, top_k))
+    slots[:, ::4, top_k // 2 :] = -1
+    slots[:, 5] = -1
+    came = kernels.attend_backward(
+        q.float32(),
+        slots,
+        keys.raw,
+        values.raw,
+        dtype=dtype,
+        scale=scale,
+        grad_output=go.float32(),
+        grad_lse=glse,
+    )
+    head = np.arange(heads)[:, None, None]
+    k, v = in_64(keys)[head, slots], in_64(values)[head, slots]
+    p, _ = softmax(scale * np.einsum("htd,htkd->htk", in_64(q), k), slots >= 0)
+    jacobian = np.einsum("htk,kl->htkl", p, np.eye(top_k)) - p[..., :, None] * p[..., None, :]
+    ds = np.einsum("htd,htkd,htkl->htl", in_64(go), v, jacobian)
+    ds += 0.0 if glse is None else p * glse[..., None]
+    np.testing.assert_allclose(came, scale * np.einsum("htk,htkd->htd", ds, k), atol=1e-4)
+    assert not came[:, 5].any()
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_gather(threads: int, dtype: Dtype) -> None:
+    """A hit brings another entry's key, or one that is not there brings anything at all."""
+    rng = np.random.default_rng(7)
+    for dim, count in ((1, 1), (5, 1023), (64, 5000)):
+        rows = normal(rng, 300, dim, dtype=dtype).raw
+        slots = rng.integers(-1, 300, size=(count, 2))
+        into = np.ones((count, 2, dim), rows.dtype)
+        kernels.gather(rows, slots, into)
+        wanted = rows[slots]
+        wanted[slots < 0] = 0
+        np.testing.assert_array_equal(into, wanted)
+
+
+def test_accumulate(isa: str) -> None:
+    """The centroid of a list is not the mean of its keys."""
+    rng = np.random.default_rng(8)
+    rows, assigned = normal(rng, 400, 21).float32(), rng.integers(-1, 7, size=400)
+    sums, counts = np.zeros((7, 21)), np.zeros(7, np.int64)
+    for part in (slice(0, 150), slice(150, 400)):
+        kernels.accumulate(rows[part], assigned[part], sums, counts)
+    for number in range(7):
+        np.testing.assert_allclose(sums[number], rows[assigned == number].astype(np.float64).sum(axis=0))
+    assert counts.tolist() == np.bincount(assigned[assigned >= 0], minlength=7).tolist()

@@ -120,21 +120,6 @@ class TorchStore:
         self._keys = self._zeros(0, self._spec.key_dim)
         self._values = self._zeros(0, self._spec.value_dim)
 
-    def wants_upkeep(self, live: Sequence[slice]) -> bool:
-        """See `Store.wants_upkeep`. What an index needs is done with the searches, on the card."""
-        del live
-        return False
-
-    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
-        """See `Store.upkeep`."""
-        del live
-        yield 0
-        return False
-
-    def search_work(self, queries: int, entries: int) -> int:
-        """See `Store.search_work`: what exact search takes."""
-        return self._spec.heads * work.searched(queries, entries, self._spec.key_dim)
-
     @property
     def index_state(self) -> IndexState:
         """See `Store.index_state`."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from recollect_server.domain.arrays import DenseArray, Float32, Int64
 from recollect_server.domain.errors import StaleEntryError
-from recollect_server.domain.eviction import Selector, condemned, is_prefix
+from recollect_server.domain.eviction import Oldest, Selector, condemned, is_prefix
 from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Ring
 from recollect_server.domain.spec import NamespaceSpec
@@ -128,12 +128,16 @@ class Bank:
 
     def evict(self, selector: Selector, *, now_s: float) -> int:
         """Removes what the selector names; returns how many entries that were."""
-        mask = condemned(self.ring, selector, now_s=now_s)
-        evicted = int(mask.sum())
-        if is_prefix(mask):
+        if isinstance(selector, Oldest):  # the usual one, which needs no look at each entry
+            evicted = min(selector.entries, self.ring.count)
             self.ring.drop_oldest(evicted)
         else:
-            self._store.compact(self.ring.keep(np.flatnonzero(~mask)))
+            mask = condemned(self.ring, selector, now_s=now_s)
+            evicted = int(mask.sum())
+            if is_prefix(mask):
+                self.ring.drop_oldest(evicted)
+            else:
+                self._store.compact(self.ring.keep(np.flatnonzero(~mask)))
         self._usage.change(entries=-evicted)
         return evicted
 

@@ -19,7 +19,7 @@ from recollect_server.engine import kernels
 from recollect_server.engine.ranges import Ranges, common
 
 CALL = 8_000_000
-"""Multiply-adds that the parts of a search apart from what follows take as long as (measured, as the others)."""
+"""Multiply-adds that a search takes as long as, apart from what follows (measured, as the others)."""
 
 SELECT = 140
 """Of comparing a query with one centroid, beyond the product."""

@@ -1,4 +1,4 @@
-"""The compiled kernels (`native/`), with arrays in place of pointers. Each call releases the interpreter lock."""
+"""The compiled kernels (`native/`), with arrays in place of pointers. Calls release the interpreter lock."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ class Lists:
         return size
 
     def put(self, first_slot: int, assigned: Int64) -> None:
-        """Puts slots from `first_slot` on into lists `assigned` [n], out of those they were in; -1: in none."""
+        """Puts slots from `first_slot` on into lists `assigned` [n], out of those they were in; -1: none."""
         _library().rc_lists_put(self._handle, first_slot, assigned.size, _address(assigned))
 
     def sizes(self) -> Int32:
@@ -371,7 +371,7 @@ class Lists:
 
 
 def nearest(queries: Float32, centroids: Float32, probes: int) -> Int64:
-    """The lists whose centroids [L, D] are nearest to queries [N, D]: int64 [N, P or an eighth more], -1 for none."""
+    """Lists whose centroids [L, D] are nearest to queries [N, D]: [N, P or an eighth more], -1 for none."""
     width = min(len(centroids), probes + probes // 8 + 1)
     lists = np.empty((len(queries), width), dtype=np.int64)
     bounds = (len(centroids), centroids.shape[1], probes, width)

@@ -151,26 +151,28 @@ class InvertedFile:
             first = lists.stop
         return best.ordered()
 
-    def learn(self, queries: Float32, hits: Int64, *, recall: float) -> float:
-        """Learns from queries [N, D] and what exact search found for them, [N, K], how many lists to probe.
+    def learn(self, queries: Float32, hits: Int64) -> float:
+        """Learns from queries [N, D] and what exact search found for them, [N, K], where hits are.
 
         Returns:
-            The recall that they have had with as many probes as before.
+            The recall that they have had with as many probes as there are.
         """
         found = hits >= 0
         lists = self._lists.of_slots()[np.where(found, hits, 0)]
-        products = queries @ self.centroids.T  # [N, L]
-        of_list = np.take_along_axis(products, np.where(lists >= 0, lists, 0), axis=1)  # [N, K]
-        ordered = np.sort(products, axis=1)
+        ordered = queries @ self.centroids.T  # [N, L]
+        of_list = np.take_along_axis(ordered, np.where(lists >= 0, lists, 0), axis=1)  # [N, K]
+        ordered.sort(axis=1)
         below = [np.searchsorted(row, mine, side="right") for row, mine in zip(ordered, of_list, strict=True)]
         ranks = len(self.centroids) - np.array(below)  # how many lists are nearer
         ranks = np.where(lists >= 0, ranks, 0)[found]  # pending entries are always looked at
-        before = float((ranks < self.probes).mean()) if ranks.size else 1.0
-        self._ranks *= KEPT
         np.add.at(self._ranks, ranks, 1.0)
+        return float((ranks < self.probes).mean()) if ranks.size else 1.0
+
+    def settle(self, recall: float) -> None:
+        """Probes as many lists as what was learnt says; it will count for less next time."""
         self.probes = self.probes_for(recall)
         self.probes_at_first = self.probes_at_first or self.probes
-        return before
+        self._ranks *= KEPT
 
     def probes_for(self, recall: float) -> int:
         """Lists to look into so that so much is found."""

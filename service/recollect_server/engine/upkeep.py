@@ -30,6 +30,9 @@ PENDING_MIN = 1024
 TRAINED_PER_LIST, ROUNDS = 24, 6
 """Keys of a sample for each list, and rounds of k-means over it."""
 
+SAMPLE_BYTES_MAX, SAMPLED_TOGETHER = 128 * 1024 * 1024, 2048
+"""Of the sample, in float32; and how many keys are copied to it in one step."""
+
 SAMPLES, SAMPLES_MIN = 64, 16
 """Live queries of a head that are kept to be compared with exact search, and how many at once."""
 
@@ -171,8 +174,7 @@ class Index:
     def _train(self, head: int) -> Generator[int, None, None]:
         entries, dim = _entries(self._live), self._spec.key_dim
         lists = lists_for(entries)
-        sample = self._sample(head, TRAINED_PER_LIST * lists)
-        yield work.moved(sample.nbytes)
+        sample = yield from self._sample(head, TRAINED_PER_LIST * lists)
         centroids = yield from _centroids(sample, lists)
         del sample
         file = InvertedFile(centroids, self._keys.shape[1], entries=entries)
@@ -230,15 +232,29 @@ class Index:
                         rows=rows,
                     )
                     yield work.searched(len(queries), rows.stop - rows.start, dim)
-            recalls += [file.learn(queries, best.ordered()[1], recall=self._spec.recall)] * len(queries)
+            hits = best.ordered()[1]
+            for first in range(0, len(queries), SAMPLES_MIN):
+                some = slice(first, first + SAMPLES_MIN)
+                recalls += [file.learn(queries[some], hits[some])] * len(queries[some])
+                yield SAMPLES_MIN * file.centroids.size
+        file.settle(self._spec.recall)
         return len(kept), float(np.mean(recalls)) if recalls else 1.0
 
-    def _sample(self, head: int, most: int) -> Float32:
-        """Keys [n, D] of live entries, at random."""
-        live = np.concatenate([np.arange(part.start, part.stop) for part in self._live])
-        # Which ones is no secret and no matter; that it is the same each time makes runs comparable.
-        chosen = np.random.default_rng(live.size).permutation(live)[:most]
-        return to_float32(self._keys[head][chosen], self._spec.dtype)
+    def _sample(self, head: int, most: int) -> Generator[int, None, Float32]:
+        """Keys [n, D] of live entries, at random and perhaps one twice."""
+        dim, entries = self._spec.key_dim, _entries(self._live)
+        sample = np.empty((min(entries, most, SAMPLE_BYTES_MAX // (4 * dim)), dim), dtype=np.float32)
+        # Which ones is no secret and no matter; that they are the same each time makes runs comparable.
+        chance = np.random.default_rng(entries)
+        for first in range(0, len(sample), SAMPLED_TOGETHER):
+            part = sample[first : first + SAMPLED_TOGETHER]
+            live = self._live  # which may change between two turns
+            order = chance.integers(0, _entries(live), len(part))
+            oldest = live[0].stop - live[0].start
+            slots = np.where(order < oldest, live[0].start + order, live[-1].start + order - oldest)
+            part[:] = to_float32(self._keys[head][slots], self._spec.dtype)
+            yield work.moved(4 * part.size)
+        return sample
 
     def _all_files(self) -> list[InvertedFile]:
         return [file for file in (*self._files, self._growing) if file is not None]

@@ -1,11 +1,13 @@
-"""Compiles the CPU engine's kernels when the package is built or installed. `python hatch_build.py` does it in place.
+"""Compiles the CPU engine's kernels when the package is built or installed.
 
-One shared library holds the same code for several instruction sets, and takes the best when it is loaded. Where
-there is no C++ compiler the package is built without: the engine then searches with FAISS and NumPy, and says so.
+One shared library holds the same code for several instruction sets, and takes the best when it is loaded.
+Where there is no C++ compiler the package is built without: the engine then searches with FAISS and NumPy,
+and says so. `python hatch_build.py` compiles in place.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -15,6 +17,11 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ModuleNotFoundError:  # run as a script, outside of a build
+    BuildHookInterface = object
 
 SOURCES = Path("service/recollect_server/engine/native")
 LIBRARY = Path("service/recollect_server/engine/_native.so")
@@ -28,79 +35,86 @@ X86 = {
 }
 """Instruction sets beyond the processor's least, and what the compiler calls them."""
 
+NO_COMPILER = (
+    "recollect: no C++ compiler was found (c++, g++, clang++, or what CXX names): installed without compiled "
+    "kernels, so a server on a CPU searches with FAISS, which is slower"
+)
+
 
 def compiler() -> list[str] | None:
     """The C++ compiler: what CXX says, or one that is found."""
     if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
+        command = shlex.split(os.environ["CXX"])
+        return command if shutil.which(command[0]) else None
     found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     return [found] if found else None
 
 
 def compile_library(root: Path) -> Path | None:
-    """Makes the library below `root`; None where there is no compiler.
+    """Makes the library below `root`, if it is not there as it should be; None where there is no compiler.
 
     Raises:
         CalledProcessError: The compiler failed.
     """
     command = compiler()
-    if command is None or not sys.platform.startswith("linux"):
-        return None
     sources, library = root / SOURCES, root / LIBRARY
+    if command is None or not sys.platform.startswith("linux"):
+        # One of other sources would be worse than none.
+        library.unlink(missing_ok=True)
+        return None
+    made_from = _made_from(sources, command)
+    if library.exists() and bytes.fromhex(made_from) in library.read_bytes():
+        return library
     x86 = platform.machine().lower() in ("x86_64", "amd64")
+    parts = {
+        name: [*flags, f"-DRC_ISA={name}", "-c", str(sources / "isa.cpp")]
+        for name, flags in {"generic": [], **(X86 if x86 else {})}.items()
+    }
+    parts["library"] = [*(["-DRC_X86"] if x86 else []), "-c", str(sources / "library.cpp")]
     with tempfile.TemporaryDirectory() as folder:
-        objects: list[str] = []
-        running: list[subprocess.Popen[bytes]] = []
-        for name, flags in {"generic": [], **(X86 if x86 else {})}.items():
-            objects.append(f"{folder}/{name}.o")
-            part = [
-                *command,
-                *FLAGS,
-                *flags,
-                f"-DRC_ISA={name}",
-                "-c",
-                f"{sources}/isa.cpp",
-                "-o",
-                objects[-1],
-            ]
-            running.append(subprocess.Popen(part))
-        objects.append(f"{folder}/library.o")
-        part = [*command, *FLAGS, *(["-DRC_X86"] if x86 else []), "-c", f"{sources}/library.cpp"]
-        running.append(subprocess.Popen([*part, "-o", objects[-1]]))
+        objects = [f"{folder}/{name}.o" for name in parts]
+        running = [
+            subprocess.Popen([*command, *FLAGS, *flags, "-o", made])
+            for flags, made in zip(parts.values(), objects, strict=True)
+        ]
         for process in running:
-            if process.wait():
+            process.wait()
+        for process in running:
+            if process.returncode:
                 raise subprocess.CalledProcessError(process.returncode, process.args)
         # Whole or not at all: a server may be about to load it.
-        made = library.with_suffix(".new")
-        subprocess.run([*command, "-shared", "-pthread", *objects, "-o", str(made)], check=True)
+        made = library.with_suffix(f".{os.getpid()}.so")
+        mark = f"-Wl,--build-id=0x{made_from}"
+        subprocess.run([*command, "-shared", "-pthread", mark, *objects, "-o", str(made)], check=True)
         made.replace(library)
     return library
 
 
-try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ModuleNotFoundError:  # run as a script, outside of a build
-    if __name__ == "__main__":
-        print(compile_library(Path(__file__).parent) or "no C++ compiler was found")
-else:
+def _made_from(sources: Path, command: list[str]) -> str:
+    """What the library is the outcome of, in hexadecimal digits. The library keeps it as its build id."""
+    digest = hashlib.sha1(repr((command, platform.machine())).encode(), usedforsecurity=False)
+    for file in [Path(__file__), *sorted(sources.iterdir())]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
-    class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's own hooks are as bare
-        """Adds the library to the wheel, which then is for one platform."""
 
-        PLUGIN_NAME = "custom"
+class NativeBuildHook(BuildHookInterface):
+    """Adds the library to a wheel, which then is for one platform. An editable install finds it in place."""
 
-        def initialize(self, version: str, build_data: dict[str, object]) -> None:
-            """Runs before the files of a wheel are collected."""
-            del version
-            if self.target_name != "wheel":
-                return
-            library = compile_library(Path(self.root))
-            if library is None:
-                print("recollect: no C++ compiler was found; the CPU engine will do without its own kernels")
-                return
-            build_data["artifacts"] = [f"/{LIBRARY}"]
-            build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+    PLUGIN_NAME = "custom"
 
-    if __name__ == "__main__":
-        print(compile_library(Path(__file__).parent) or "no C++ compiler was found")
+    def initialize(self, version: str, build_data: dict[str, object]) -> None:
+        """Runs before the files of a wheel are collected."""
+        del version
+        if self.target_name != "wheel":
+            return
+        if compile_library(Path(self.root)) is None:
+            self.app.display_warning(NO_COMPILER)
+            return
+        build_data["artifacts"] = [f"/{LIBRARY}"]
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+if __name__ == "__main__":
+    print(compile_library(Path(__file__).parent) or NO_COMPILER)

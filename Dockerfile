@@ -6,9 +6,10 @@
 FROM python:3.12.12-slim-bookworm AS base
 
 # ---- the source: what the wheel is made of ----
-FROM base AS source
+# The same Python and Debian with a C++ compiler, for the CPU engine's kernels. The images have only what comes of it.
+FROM python:3.12.12-bookworm AS source
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY client/ client/
 COPY service/ service/
 COPY model/ model/

@@ -17,6 +17,7 @@ PROTO_PY := .venv-proto/bin/python
 PROTO := recollect/v1/memory.proto
 GENERATED := client/recollect/v1
 LOCKED := pyproject.toml constraints.txt
+KERNELS := hatch_build.py $(wildcard service/recollect_server/engine/native/*)
 
 ifndef FAISS
 FAISS := $(shell if nvidia-smi >/dev/null 2>&1 || [ -e /proc/driver/nvidia/version ]; then echo gpu; else echo cpu; fi)
@@ -26,6 +27,7 @@ OTHER_FAISS := $(if $(filter gpu,$(FAISS)),cpu,gpu)
 # One stamp for each kind of FAISS: who moves a checkout to a machine with another kind gets the other one.
 RUN_STAMP := .venv/.installed-$(FAISS)
 DEV_STAMP := .venv/.installed-$(FAISS)-dev
+KERNELS_STAMP := .venv/.compiled
 PROTO_STAMP := .venv-proto/.installed
 
 # PIP_CONSTRAINT, unlike -c, holds for the build requirements too.
@@ -81,6 +83,9 @@ lint: $(DEV_STAMP) proto-check  ## formatting, rules, types, import contracts, d
 fmt: $(DEV_STAMP)  ## format, and repair what ruff can repair safely
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
 
+.PHONY: native
+native: $(KERNELS_STAMP)  ## compile the CPU engine's kernels, if they have changed
+
 .PHONY: proto
 proto: $(PROTO_STAMP)  ## generate client/recollect/v1 from proto/
 	@$(call GENERATE,client)
@@ -135,6 +140,7 @@ checkpoint: $(RUN_STAMP)  ## train again the checkpoint that the demo starts fro
 
 .PHONY: clean
 clean:  ## remove caches and build outputs; .venv stays
+	rm -rf service/recollect_server/engine/_native*.so $(KERNELS_STAMP)
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find client service model tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -143,7 +149,14 @@ clean:  ## remove caches and build outputs; .venv stays
 $(PY):
 	@python=$$($(FIND_PYTHON)) && echo "setup: .venv with $$("$$python" --version)" && "$$python" -m venv .venv
 
-$(RUN_STAMP): $(LOCKED) | $(PY)
+# Installing compiles, too, but only what is not there as it should be. An order-only prerequisite of what is
+# installed, so that new kernels are compiled for every target and nothing is installed again for that.
+$(KERNELS_STAMP): $(KERNELS) | $(PY)
+	@echo "setup: the CPU engine's kernels (half a minute)"
+	@$(PY) hatch_build.py
+	@touch $@
+
+$(RUN_STAMP): $(LOCKED) | $(PY) $(KERNELS_STAMP)
 	@rm -f .venv/.installed-*
 	@$(PY) -m pip uninstall --quiet --yes faiss-$(OTHER_FAISS) 2>/dev/null
 	@echo "setup: client, server, torch, faiss-$(FAISS) (a few minutes the first time)"

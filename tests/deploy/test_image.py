@@ -98,6 +98,13 @@ def test_no_library_is_needed_that_a_slim_image_lacks(image: Image) -> None:
     assert packages <= SLIM_HAS
 
 
+def test_the_kernels_are_in_the_image_and_what_they_are_made_of_is_not(image: Image) -> None:
+    """The image's server searches slowly, since nothing was compiled for it, or carries sources along."""
+    (engine,) = (image.root / "opt/recollect").rglob("recollect_server/engine")
+    assert (engine / "_native.so").is_file()
+    assert not list(engine.rglob("*.cpp"))
+
+
 def test_the_image_is_for_root_alone_to_change(image: Image) -> None:
     """Who breaks into the server can change its programs, where the root file system is not read-only."""
     tree = (image.root / "opt/recollect").rglob("*")
@@ -139,6 +146,7 @@ def test_it_serves_and_ends_with_nothing_to_write_but_its_volume(
         assert json.loads(called.stdout) == {"statuses": [200, 200, 201, 201], "output": [0.25, 0.5]}
         assert server.stop(signal.Signals[image.stop_signal]) == 0
         assert "Traceback" not in server.output
+        assert "searching on the CPU with the compiled kernels" in server.output
     with Container(_setup(image, data, **OPEN), image.command, network=network) as again:
         again.wait_healthy(image.healthcheck)
         key = {"RECOLLECT_OPERATOR_KEY": token}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from recollect_server.domain.ports import Store
@@ -9,6 +10,8 @@ from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.engine import faiss_cpu, kernels
 from recollect_server.engine.faiss_store import FaissStore
 from recollect_server.engine.kernel_store import KernelStore
+
+log = logging.getLogger(__name__)
 
 
 class CpuDevice:
@@ -30,6 +33,7 @@ class CpuDevice:
         self._compiled = compiled and kernels.available()
         if self._compiled:
             kernels.use_threads(threads or len(os.sched_getaffinity(0)))
+            log.info("searching on the CPU with the compiled kernels (%s)", kernels.instruction_set())
         elif threads:
             faiss_cpu.use_threads(threads)
         self._searcher = faiss_cpu.Searcher()

@@ -1,0 +1,78 @@
+"""With and without the compiled kernels: building, and what a server says and does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.engine import kernels
+from recollect_server.engine.cpu import CpuDevice
+from recollect_server.engine.faiss_store import FaissStore
+from recollect_server.engine.kernel_store import KernelStore
+
+ROOT = Path(__file__).parents[3]
+ENGINE = "service/recollect_server/engine"
+SPEC = NamespaceSpec(layers=(0,), heads=1, key_dim=4, value_dim=4, capacity=8, dtype=Dtype.FLOAT32)
+
+
+@pytest.fixture
+def not_loaded() -> Iterator[None]:
+    """As in a process that has not looked for the library yet."""
+    for cached in (kernels.available, kernels._library):
+        cached.cache_clear()
+    yield
+    for cached in (kernels.available, kernels._library):
+        cached.cache_clear()
+
+
+def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path: Path) -> None:
+    """Where there is no compiler nothing can be installed, or nobody learns why the server is slow."""
+    shutil.copy(ROOT / "hatch_build.py", tmp_path)
+    shutil.copytree(ROOT / ENGINE / "native", tmp_path / ENGINE / "native")
+    old = tmp_path / ENGINE / "_native.so"
+    old.write_bytes(b"made of other sources")
+    built = subprocess.run(
+        [sys.executable, "hatch_build.py"],
+        cwd=tmp_path,
+        env={**os.environ, "CXX": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "no C++ compiler was found" in built.stdout
+    assert not old.exists()
+
+
+@pytest.mark.usefixtures("not_loaded")
+def test_without_the_kernels_a_server_searches_with_faiss_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A package built without a compiler does not start, or is slow and tells nobody."""
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "_native.so")
+    with caplog.at_level(logging.INFO):
+        store = CpuDevice().store(SPEC)
+    assert isinstance(store, FaissStore)
+    (record,) = caplog.records
+    assert (record.levelname, "searching with FAISS" in record.message) == ("WARNING", True)
+
+
+def test_with_the_kernels_a_server_says_for_which_processor(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody can tell from the log whether a server is as fast as its processor allows."""
+    if not kernels.available():
+        pytest.skip("the kernels were not compiled here")
+    with caplog.at_level(logging.INFO):
+        store = CpuDevice().store(SPEC)
+    assert isinstance(store, KernelStore)
+    (record,) = caplog.records
+    assert record.message in {
+        f"searching on the CPU with the compiled kernels ({isa})" for isa in ("generic", "avx2", "avx512")
+    }

@@ -1,4 +1,4 @@
-// The compiled half of the CPU engine, as C functions that `engine/native.py` calls through ctypes.
+// The compiled half of the CPU engine, as C functions that `engine/kernels.py` calls through ctypes.
 //
 // Words are those of the wire: queries, keys, values, top_k, scores, lse. A slot is a row of a bank's buffer.
 // Nothing here allocates for its caller, keeps a pointer after it returns (lists apart) or throws.

@@ -39,7 +39,7 @@ def test_the_images_are_made_from_a_slim_one_with_its_exact_version(target: str)
 
 
 def test_what_is_compiled_is_compiled_for_the_system_that_it_runs_on() -> None:
-    """The kernels are built against another Python or Debian than that of the images, and may not load there."""
+    """The kernels are built for another Python or Debian than the images have, and may not load there."""
     bases = {stage.base for stage in stages().values()} - stages().keys()
     assert len(bases) == 2
     assert {base.replace("-slim", "") for base in bases} == {lineage("build-cpu")[0].base}

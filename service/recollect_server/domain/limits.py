@@ -15,7 +15,7 @@ class Limits:
     message_bytes_max: int = 4 * 1024 * 1024
     """Larger calls are split by the client. While one is copied nobody else's call moves on (ADR 16)."""
     stream_bytes_max: int = 64 * 1024 * 1024
-    """Of an answer that is sent in chunks (ADR 20). The server holds as much until the caller has it."""
+    """Of an answer that is sent in chunks (ADR 21). The server holds as much until the caller has it."""
     top_k_max: int = 1024
     rows_max: int = 1024
     tokens_max: int = 65_536
@@ -41,7 +41,7 @@ class Limits:
     bytes_in_flight_max: int = 1024**3
     """Of their messages, and of the answers that are streamed to them."""
     receive_s_max: int = 60
-    """Seconds that a caller has to send its message once it was let in, and to take each part of an answer."""
+    """Seconds that a caller has to send its message once it was let in, and to take a part of an answer."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

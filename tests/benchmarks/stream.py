@@ -42,7 +42,7 @@ async def serve_raw() -> None:
         for at in range(0, ANSWER_BYTES, CHUNK_BYTES):
             await context.write(chunk[: ANSWER_BYTES - at])
 
-    handler = grpc.unary_stream_rpc_method_handler(send)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(send)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("raw", {"Stream": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -126,6 +126,10 @@ bench-overload: $(DEV_STAMP)  ## ten times what the server can do, for a minute
 bench-admission: $(DEV_STAMP)  ## what keys and the fair queue cost a small call (2 minutes)
 	@$(PY) -m tests.benchmarks.admission_cost $(ARGS)
 
+.PHONY: bench-stream
+bench-stream: $(DEV_STAMP)  ## fetch keys and values in chunks, in split messages, and as raw bytes (half a minute)
+	@$(PY) -m tests.benchmarks.stream $(ARGS)
+
 .PHONY: bench-tenants
 bench-tenants: $(DEV_STAMP)  ## a thousand tenants: memory of each, and a restart (needs redis-server)
 	@$(PY) -m tests.benchmarks.tenants $(ARGS)

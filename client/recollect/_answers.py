@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic
+from typing import Generic, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from recollect._bits import WIRE_DTYPES
+from recollect._bits import WIRE_DTYPES, Wire
 from recollect._checks import Include
-from recollect._results import A, AttendResult, Dtype, NamespaceSpec, SearchResult
+from recollect._results import DTYPE_NUMBERS, A, AttendResult, Dtype, NamespaceSpec, SearchResult
 from recollect._splitting import Assembly, Part, RowSequences
-from recollect._tensor import UserArray, read_floats, read_ids
+from recollect._streaming import Bytes, ChunkedAnswer
+from recollect._tensor import UserArray, check_header, read_floats, read_ids, unpack_ids
 from recollect.v1 import memory_pb2 as pb
 
 
@@ -36,9 +38,52 @@ class SearchAnswer(Generic[A]):
         self._keys = Assembly(parts, (*shape, spec.key_dim), stored) if "keys" in include else None
         self._values = Assembly(parts, (*shape, spec.value_dim), stored) if "values" in include else None
         self._sequences = RowSequences(parts, shape[0])
+        self._wire_kinds = {
+            pb.SEARCH_ARRAY_SCORES: (WIRE_DTYPES["float32"], pb.DTYPE_FLOAT32),
+            pb.SEARCH_ARRAY_IDS: (np.dtype("<i4"), pb.DTYPE_INT32),
+            pb.SEARCH_ARRAY_KEYS: (stored, DTYPE_NUMBERS[spec.dtype]),
+            pb.SEARCH_ARRAY_VALUES: (stored, DTYPE_NUMBERS[spec.dtype]),
+        }
+        self._chunked: dict[int, dict[int, npt.NDArray[np.generic]]] = {}
+
+    def collect(self, index: int) -> ChunkedAnswer:
+        """Takes the answer to part `index` in chunks, before `accept`."""
+
+        def open_arrays(reply: pb.SearchResponse) -> dict[int, Bytes]:
+            opened: dict[int, npt.NDArray[np.generic]] = {}
+            for what, number, whole, message in (
+                ("scores", pb.SEARCH_ARRAY_SCORES, self._scores, reply.scores),
+                ("ids", pb.SEARCH_ARRAY_IDS, self._ids, reply.ids.offsets),
+                ("keys", pb.SEARCH_ARRAY_KEYS, self._keys, reply.keys),
+                ("values", pb.SEARCH_ARRAY_VALUES, self._values, reply.values),
+            ):
+                if whole is not None:
+                    dtype, kind = self._wire_kinds[number]
+                    check_header(what, message, kind, whole.shape_of(index))
+                    opened[number] = np.empty(whole.shape_of(index), dtype)
+            self._chunked[index] = opened
+            return {number: array.reshape(-1).view(np.uint8) for number, array in opened.items()}
+
+        self._chunked.pop(index, None)  # of an attempt that failed
+        return ChunkedAnswer(open_arrays)
+
+    def _accept_chunked(
+        self, index: int, reply: pb.SearchResponse, arrays: dict[int, npt.NDArray[np.generic]]
+    ) -> None:
+        self._scores.put(index, cast("Wire", arrays[pb.SEARCH_ARRAY_SCORES]))
+        offsets = cast("npt.NDArray[np.int32]", arrays[pb.SEARCH_ARRAY_IDS])
+        self._ids.put(index, unpack_ids(offsets, reply.ids.first_ids))
+        for number, whole in ((pb.SEARCH_ARRAY_KEYS, self._keys), (pb.SEARCH_ARRAY_VALUES, self._values)):
+            if whole is not None:
+                whole.put(index, cast("Wire", arrays[number]))
+        self._sequences.put(index, reply.next_sequences)
 
     def accept(self, index: int, reply: pb.SearchResponse) -> None:
         """Takes the answer to part `index`."""
+        chunked = self._chunked.pop(index, None)
+        if chunked is not None:
+            self._accept_chunked(index, reply, chunked)
+            return
         scores, ids = self._scores, self._ids
         scores.put(index, read_floats("scores", reply.scores, "float32", scores.shape_of(index)))
         ids.put(index, read_ids(reply.ids, ids.shape_of(index)))

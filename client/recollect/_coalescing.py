@@ -19,7 +19,7 @@ from typing import Protocol, cast
 
 from google.protobuf.message import Message
 
-from recollect._work import Reply
+from recollect._work import Collector, Reply
 from recollect.errors import DeadlineExceededError
 from recollect.v1 import memory_pb2 as pb
 
@@ -38,6 +38,10 @@ class AsyncInner(Protocol):
 
     async def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply: ...
+
+    async def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply: ...
 
     async def close(self) -> None: ...
@@ -151,6 +155,12 @@ class AsyncCoalescing:
         if reply is None:
             return await self._inner.call(method, request, reply_type, timeout_s=waiting.left_s())
         return cast("Reply", reply)
+
+    async def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request on its own: what is streamed is large."""
+        return await self._inner.stream(method, request, collector, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Closes the transport beneath."""

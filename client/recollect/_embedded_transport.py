@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from google.protobuf.message import Message
 
 from recollect._extensions import load_extension
-from recollect._work import Reply
+from recollect._work import Collector, Reply
 from recollect.errors import InternalError, error_from_status
 from recollect.v1 import memory_pb2 as pb
 
@@ -68,6 +68,14 @@ class EmbeddedTransport:
             )
         return reply.response
 
+    def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """The same; what a socket would carry in chunks is one part here."""
+        part = self.call(method, request, pb.SearchPart, timeout_s=timeout_s)
+        collector.take_first(part)
+        return collector.finish()
+
     def close(self) -> None:
         """Closes the server in this process."""
         self._server.close()
@@ -84,6 +92,14 @@ class AsyncEmbeddedTransport:
     ) -> Reply:
         """Hands one request over and waits for its answer."""
         return await asyncio.to_thread(self._transport.call, method, request, reply_type, timeout_s=timeout_s)
+
+    async def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """The same; what a socket would carry in chunks is one part here."""
+        return await asyncio.to_thread(
+            self._transport.stream, method, request, collector, timeout_s=timeout_s
+        )
 
     async def close(self) -> None:
         """Closes the server in this process."""

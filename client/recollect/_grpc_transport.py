@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import cast
 
 import grpc
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
-from recollect._work import Reply
+from recollect._work import Collector, Reply
 from recollect.errors import ClosedError, RecollectError, error_from_status
 from recollect.v1 import memory_pb2 as pb
 
@@ -66,13 +67,46 @@ class GrpcTransport:
         timeout_s: float | None,
         metadata: Metadata,
     ) -> Reply:
-        try:
+        with self._translated():
             multicallable = self._channel.unary_unary(
                 method,
                 request_serializer=_serialize,
                 response_deserializer=reply_type.FromString,
             )
             reply: Reply = multicallable(request, timeout=timeout_s, metadata=metadata)
+        return reply
+
+    def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request and hands each part of its answer on."""
+        with traced(method, self._url) as headers:
+            return self._stream(method, request, collector, timeout_s, self._metadata + headers)
+
+    def _stream(
+        self,
+        method: str,
+        request: Message,
+        collector: Collector[Reply],
+        timeout_s: float | None,
+        metadata: Metadata,
+    ) -> Reply:
+        with self._translated():
+            open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
+                method, request_serializer=_serialize
+            )
+            parts = open_stream(request, timeout=timeout_s, metadata=metadata)
+            try:
+                for part in parts:
+                    collector.take(part)
+            finally:
+                parts.cancel()  # of a call that is over: nothing
+        return collector.finish()
+
+    @contextmanager
+    def _translated(self) -> Generator[None]:
+        try:
+            yield
         except grpc.RpcError as error:
             if self._closed:
                 raise closed(self._url) from error
@@ -82,7 +116,6 @@ class GrpcTransport:
             if self._closed:
                 raise closed(self._url) from error
             raise
-        return reply
 
     def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
@@ -117,13 +150,47 @@ class AsyncGrpcTransport:
         metadata: Metadata,
     ) -> Reply:
         channel = self._channel = self._channel or self._open()
-        try:
+        with self._translated():
             multicallable = channel.unary_unary(
                 method,
                 request_serializer=_serialize,
                 response_deserializer=reply_type.FromString,
             )
             reply: Reply = await multicallable(request, timeout=timeout_s, metadata=metadata)
+        return reply
+
+    async def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request and hands each part of its answer on."""
+        with traced(method, self._url) as headers:
+            return await self._stream(method, request, collector, timeout_s, self._metadata + headers)
+
+    async def _stream(
+        self,
+        method: str,
+        request: Message,
+        collector: Collector[Reply],
+        timeout_s: float | None,
+        metadata: Metadata,
+    ) -> Reply:
+        channel = self._channel = self._channel or self._open()
+        with self._translated():
+            open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = channel.unary_stream(
+                method, request_serializer=_serialize
+            )
+            parts = open_stream(request, timeout=timeout_s, metadata=metadata)
+            try:
+                async for part in parts:
+                    collector.take(part)
+            finally:
+                parts.cancel()  # of a call that is over: nothing
+        return collector.finish()
+
+    @contextmanager
+    def _translated(self) -> Generator[None]:
+        try:
+            yield
         except grpc.aio.AioRpcError as error:
             if self._closed:
                 raise closed(self._url) from error
@@ -132,7 +199,6 @@ class AsyncGrpcTransport:
             if self._closed:
                 raise closed(self._url) from error
             raise
-        return reply
 
     async def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""

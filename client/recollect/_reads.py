@@ -25,6 +25,7 @@ from recollect._checks import (
 )
 from recollect._results import A, Array, AttendResult, Limits, NamespaceSpec, SearchResult
 from recollect._splitting import Assembly, Part, TokenBytes, split_grid
+from recollect._streaming import STREAMED_FROM_BYTES
 from recollect._tensor import (
     UserArray,
     floats_message,
@@ -33,7 +34,7 @@ from recollect._tensor import (
     read_floats,
     user_array,
 )
-from recollect._work import ATTEND, ATTEND_BACKWARD, SEARCH, Work
+from recollect._work import ATTEND, ATTEND_BACKWARD, SEARCH, SEARCH_STREAM, Work
 from recollect.v1 import memory_pb2 as pb
 
 _SCALAR_BYTES = 4  # of a score, an LSE, or an id's offset
@@ -54,10 +55,19 @@ class Queries(Generic[A]):
     def itemsize(self) -> int:
         return WIRE_DTYPES[self.spec.dtype].itemsize
 
-    def split(self, weight: TokenBytes, limits: Limits, hint: str) -> list[Part]:
+    def split(
+        self, weight: TokenBytes, limits: Limits, hint: str, *, down_bytes_max: int | None = None
+    ) -> list[Part]:
         rows, _, tokens, _ = self.array.shape
         return split_grid(
-            rows, tokens, weight, names=self.streams, namespace=self.namespace, limits=limits, hint=hint
+            rows,
+            tokens,
+            weight,
+            names=self.streams,
+            namespace=self.namespace,
+            limits=limits,
+            hint=hint,
+            down_bytes_max=down_bytes_max,
         )
 
 
@@ -100,7 +110,16 @@ def prepare_search(
             up=heads * spec.key_dim * read.itemsize,
             down=heads * top_k * (2 * _SCALAR_BYTES + fetched * read.itemsize),
         )
-        parts = read.split(weight, limits, "Lower top_k, include less, or use attend")
+        rows, _, tokens, _ = read.array.shape
+        # Each part of a split read searches anew.
+        streamed = bool(fetched) and limits.stream_bytes_max > 0
+        streamed = streamed and rows * tokens * weight.down > STREAMED_FROM_BYTES
+        parts = read.split(
+            weight,
+            limits,
+            "Lower top_k, include less, or use attend",
+            down_bytes_max=limits.stream_bytes_max if streamed else None,
+        )
         answer = SearchAnswer(parts, read.array, spec, top_k=top_k, include=include)
 
         def build(index: int) -> pb.SearchRequest:
@@ -118,7 +137,17 @@ def prepare_search(
                 exact=exact,
             )
 
-        return Work(SEARCH, pb.SearchResponse, True, True, len(parts), build, answer.accept, answer.finish)
+        return Work(
+            method=SEARCH_STREAM if streamed else SEARCH,
+            reply_type=pb.SearchResponse,
+            retry_safe=True,
+            concurrent=not streamed,  # the server holds a stream's answer until it is here
+            count=len(parts),
+            build=build,
+            accept=answer.accept,
+            finish=answer.finish,
+            collect=answer.collect if streamed else None,
+        )
 
     return split
 

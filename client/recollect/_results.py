@@ -247,6 +247,7 @@ class Limits:
     namespaces_max: int
     streams_max: int
     ids_max: int
+    stream_bytes_max: int = 0
 
     @classmethod
     def from_message(cls, message: pb.Limits) -> Limits:
@@ -265,6 +266,7 @@ class Limits:
             namespaces_max=message.namespaces_max,
             streams_max=message.streams_max,
             ids_max=message.ids_max,
+            stream_bytes_max=message.stream_bytes_max,
         )
 
 

@@ -70,6 +70,10 @@ class Runner:
         attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
         while True:
             try:
+                if work.collect is not None:
+                    return self._transport.stream(
+                        work.method, request, work.collect(index), timeout_s=deadline.left_s()
+                    )
                 return self._transport.call(
                     work.method, request, work.reply_type, timeout_s=deadline.left_s()
                 )
@@ -123,6 +127,10 @@ class AsyncRunner:
         attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
         while True:
             try:
+                if work.collect is not None:
+                    return await self._transport.stream(
+                        work.method, request, work.collect(index), timeout_s=deadline.left_s()
+                    )
                 return await self._transport.call(
                     work.method, request, work.reply_type, timeout_s=deadline.left_s()
                 )

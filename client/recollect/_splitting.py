@@ -46,6 +46,7 @@ def split_grid(
     namespace: str,
     limits: Limits,
     hint: str,
+    down_bytes_max: int | None = None,
 ) -> list[Part]:
     """Parts of at most `limits`, each near the same size: whole rows if one fits, else pieces of a row.
 
@@ -59,6 +60,7 @@ def split_grid(
         namespace: Its name; its length counts.
         limits: The server's.
         hint: What to do if a single token is too large.
+        down_bytes_max: Of an answer that is streamed; None: it is a message like the question.
 
     Raises:
         InvalidArgumentError: One token alone is beyond the limit.
@@ -69,10 +71,11 @@ def split_grid(
     tokens_cap = min(tokens, limits.tokens_max or tokens)
     if limits.message_bytes_max:
         budget = limits.message_bytes_max - _ENVELOPE_BYTES - len(namespace.encode())
-        rows_fit = budget // (tokens_cap * token_bytes + row_bytes)
+        budgets = [(budget, weight.up), (down_bytes_max or budget, weight.down)]
+        rows_fit = min(room // (tokens_cap * each + row_bytes) for room, each in budgets)
         if rows_fit < 1:
             rows_fit = 1
-            tokens_cap = min(tokens_cap, (budget - row_bytes) // token_bytes)
+            tokens_cap = min(tokens_cap, *((room - row_bytes) // max(each, 1) for room, each in budgets))
         rows_cap = min(rows_cap, rows_fit)
     if tokens_cap < 1:
         raise InvalidArgumentError(

@@ -103,12 +103,29 @@ def ids_message(ids: Ids, argument: str = "ids") -> pb.EntryIds:
 def read_ids(message: pb.EntryIds, shape: Sequence[int]) -> Ids:
     """int64 ids [B, Hq, T, K] of a reply; -1 for none."""
     _check_reply("ids", message.offsets, pb.DTYPE_INT32, 4, shape)
-    if len(message.first_ids) != shape[0]:
-        raise _bad_reply("ids", f"{len(message.first_ids)} first_ids", f"{shape[0]}")
-    offsets = np.frombuffer(message.offsets.data, dtype="<i4").reshape(shape[0], -1)
-    first_ids = np.array(message.first_ids, dtype=np.int64)
-    ids = np.where(offsets < 0, np.int64(-1), first_ids[:, None] + offsets)
-    return ids.reshape(shape)
+    return unpack_ids(np.frombuffer(message.offsets.data, dtype="<i4").reshape(shape), message.first_ids)
+
+
+def unpack_ids(offsets: npt.NDArray[np.int32], first_ids: Sequence[int]) -> Ids:
+    """int64 ids [B, Hq, T, K]; -1 for none.
+
+    Raises:
+        InternalError: There is not one first id for each row.
+    """
+    rows = offsets.shape[0]
+    if len(first_ids) != rows:
+        raise _bad_reply("ids", f"{len(first_ids)} first_ids", f"{rows}")
+    first = np.array(first_ids, dtype=np.int64)[:, None, None, None]
+    return np.where(offsets < 0, np.int64(-1), first + offsets)
+
+
+def check_header(what: str, message: pb.Tensor, number: pb.DType.ValueType, shape: Sequence[int]) -> None:
+    """Checks a tensor whose data comes in chunks.
+
+    Raises:
+        InternalError: The reply has another dtype or shape than the request implies, or data.
+    """
+    _check_reply(what, message, number, 0, shape)
 
 
 def gradient_exponents(

@@ -11,7 +11,7 @@ from recollect._embedded_transport import AsyncEmbeddedTransport, EmbeddedTransp
 from recollect._grpc_transport import AsyncGrpcTransport, GrpcTransport
 from recollect._tls import TLS
 from recollect._url import Target
-from recollect._work import Reply
+from recollect._work import Collector, Reply
 
 
 class Transport(Protocol):
@@ -19,6 +19,10 @@ class Transport(Protocol):
 
     def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply: ...
+
+    def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply: ...
 
     def close(self) -> None: ...
@@ -29,6 +33,10 @@ class AsyncTransport(Protocol):
 
     async def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply: ...
+
+    async def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply: ...
 
     async def close(self) -> None: ...

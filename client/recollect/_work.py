@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+from recollect.v1 import memory_pb2 as pb
+
 Reply = TypeVar("Reply", bound=Message)
+Reply_co = TypeVar("Reply_co", bound=Message, covariant=True)
 Result = TypeVar("Result")
 
 _MEMORY = "/recollect.v1.MemoryService/"
@@ -19,6 +22,7 @@ _NAMESPACES = "/recollect.v1.NamespaceService/"
 
 ADD = f"{_MEMORY}Add"
 SEARCH = f"{_MEMORY}Search"
+SEARCH_STREAM = f"{_MEMORY}SearchStream"
 ATTEND = f"{_MEMORY}Attend"
 ATTEND_BACKWARD = f"{_MEMORY}AttendBackward"
 EVICT = f"{_MEMORY}Evict"
@@ -28,6 +32,16 @@ LIST_NAMESPACES = f"{_NAMESPACES}ListNamespaces"
 DELETE_NAMESPACE = f"{_NAMESPACES}DeleteNamespace"
 GET_STATS = f"{_NAMESPACES}GetStats"
 GET_SERVER_INFO = f"{_NAMESPACES}GetServerInfo"
+
+
+class Collector(Protocol[Reply_co]):
+    """Takes the parts of one streamed answer, as they came."""
+
+    def take(self, raw: bytes) -> None: ...
+
+    def take_first(self, part: pb.SearchPart) -> None: ...
+
+    def finish(self) -> Reply_co: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,7 @@ class Work(Generic[Reply, Result]):
             called once, so a retry sends the same message.
         accept: Takes the answer to a part. Parts may be answered in any order.
         finish: The result, after every answer.
+        collect: Takes the chunks of a part's answer, a new one for each attempt; None: it is one message.
     """
 
     method: str
@@ -54,6 +69,7 @@ class Work(Generic[Reply, Result]):
     build: Callable[[int], Message]
     accept: Callable[[int, Reply], None]
     finish: Callable[[], Result]
+    collect: Callable[[int], Collector[Reply]] | None = None
 
 
 def single(

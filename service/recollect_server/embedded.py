@@ -21,8 +21,9 @@ from recollect_server.bootstrap import build_embedded_core
 from recollect_server.domain.errors import DeadlineExceededError, DrainingError, RecollectError
 from recollect_server.lifecycle import Core
 from recollect_server.rpc.call import Arrival
-from recollect_server.rpc.endpoint import Received, Route, Sent
+from recollect_server.rpc.endpoint import Received, Response, Route, Sent
 from recollect_server.rpc.status import detail_of, status_of
+from recollect_server.rpc.streams import SearchStream
 from recollect_server.settings import Settings
 
 
@@ -66,7 +67,7 @@ class EmbeddedTransport:
 
         if self._loop.is_closed():
             return _failed(_closed())
-        answer = self._core.endpoint.call(arrival, receive, send=lambda response: Sent(response, 0))
+        answer = self._core.endpoint.call(arrival, receive, send=_as_message)
         future = asyncio.run_coroutine_threadsafe(answer, self._loop)
         try:
             return EmbeddedReply("OK", "", future.result(timeout_s), None)
@@ -87,6 +88,11 @@ class EmbeddedTransport:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _as_message(response: Response) -> Sent[Message]:
+    # In one process there is no message to be too large: what a stream would carry is one part.
+    return Sent(response.whole() if isinstance(response, SearchStream) else response, 0)
 
 
 def open_transport() -> EmbeddedTransport:

@@ -25,6 +25,7 @@ from tests.security.http2 import Http2, Reply, message, of_grpc
 RULES = {
     "Add": "write",
     "Search": "read",
+    "SearchStream": "read",
     "Attend": "read",
     "AttendBackward": "read",
     "Evict": "write",
@@ -62,6 +63,7 @@ def no_ids() -> pb.EntryIds:
 BUILD: dict[str, Callable[[str], Message]] = {
     "Add": messages.add,
     "Search": messages.search,
+    "SearchStream": messages.search,
     "Attend": messages.attend,
     "AttendBackward": lambda name: messages.attend_backward(name, no_ids()),
     "Evict": lambda name: pb.EvictRequest(namespace=name, streams=["a"], oldest=0, missing_ok=True),

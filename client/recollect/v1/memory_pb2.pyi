@@ -76,6 +76,30 @@ INDEX_KIND_AUTO: IndexKind.ValueType  # 3
 """the server chooses, bank by bank"""
 Global___IndexKind: typing_extensions.TypeAlias = IndexKind
 
+class _SearchArray:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SearchArrayEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_SearchArray.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SEARCH_ARRAY_UNSPECIFIED: _SearchArray.ValueType  # 0
+    SEARCH_ARRAY_SCORES: _SearchArray.ValueType  # 1
+    SEARCH_ARRAY_IDS: _SearchArray.ValueType  # 2
+    """the offsets"""
+    SEARCH_ARRAY_KEYS: _SearchArray.ValueType  # 3
+    SEARCH_ARRAY_VALUES: _SearchArray.ValueType  # 4
+
+class SearchArray(_SearchArray, metaclass=_SearchArrayEnumTypeWrapper):
+    """What is in the chunks of a streamed search."""
+
+SEARCH_ARRAY_UNSPECIFIED: SearchArray.ValueType  # 0
+SEARCH_ARRAY_SCORES: SearchArray.ValueType  # 1
+SEARCH_ARRAY_IDS: SearchArray.ValueType  # 2
+"""the offsets"""
+SEARCH_ARRAY_KEYS: SearchArray.ValueType  # 3
+SEARCH_ARRAY_VALUES: SearchArray.ValueType  # 4
+Global___SearchArray: typing_extensions.TypeAlias = SearchArray
+
 @typing.final
 class Tensor(google.protobuf.message.Message):
     """A dense array: row-major, little-endian, no padding."""
@@ -300,6 +324,39 @@ class SearchResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["ids", b"ids", "keys", b"keys", "next_sequences", b"next_sequences", "scores", b"scores", "values", b"values"]) -> None: ...
 
 Global___SearchResponse: typing_extensions.TypeAlias = SearchResponse
+
+@typing.final
+class SearchPart(google.protobuf.message.Message):
+    """The first has the answer: whole if it is small, else without the data of its tensors, whose bytes
+    follow in order, array by array, each from its beginning.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: builtins.int
+    ARRAY_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    array: Global___SearchArray.ValueType
+    offset: builtins.int
+    """of data in the array's bytes"""
+    data: builtins.bytes
+    @property
+    def answer(self) -> Global___SearchResponse:
+        """of the first part only"""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___SearchResponse | None = ...,
+        array: Global___SearchArray.ValueType = ...,
+        offset: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["answer", b"answer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "array", b"array", "data", b"data", "offset", b"offset"]) -> None: ...
+
+Global___SearchPart: typing_extensions.TypeAlias = SearchPart
 
 @typing.final
 class AttendRequest(google.protobuf.message.Message):
@@ -930,6 +987,7 @@ class Limits(google.protobuf.message.Message):
     NAMESPACES_MAX_FIELD_NUMBER: builtins.int
     STREAMS_MAX_FIELD_NUMBER: builtins.int
     IDS_MAX_FIELD_NUMBER: builtins.int
+    STREAM_BYTES_MAX_FIELD_NUMBER: builtins.int
     message_bytes_max: builtins.int
     top_k_max: builtins.int
     rows_max: builtins.int
@@ -943,6 +1001,8 @@ class Limits(google.protobuf.message.Message):
     namespaces_max: builtins.int
     streams_max: builtins.int
     ids_max: builtins.int
+    stream_bytes_max: builtins.int
+    """of the answer to SearchStream; 0: there is no such call"""
     def __init__(
         self,
         *,
@@ -959,8 +1019,9 @@ class Limits(google.protobuf.message.Message):
         namespaces_max: builtins.int = ...,
         streams_max: builtins.int = ...,
         ids_max: builtins.int = ...,
+        stream_bytes_max: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["capacity_max", b"capacity_max", "dim_max", b"dim_max", "heads_max", b"heads_max", "ids_max", b"ids_max", "layers_max", b"layers_max", "message_bytes_max", b"message_bytes_max", "name_length_max", b"name_length_max", "namespaces_max", b"namespaces_max", "page_size_max", b"page_size_max", "rows_max", b"rows_max", "streams_max", b"streams_max", "tokens_max", b"tokens_max", "top_k_max", b"top_k_max"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capacity_max", b"capacity_max", "dim_max", b"dim_max", "heads_max", b"heads_max", "ids_max", b"ids_max", "layers_max", b"layers_max", "message_bytes_max", b"message_bytes_max", "name_length_max", b"name_length_max", "namespaces_max", b"namespaces_max", "page_size_max", b"page_size_max", "rows_max", b"rows_max", "stream_bytes_max", b"stream_bytes_max", "streams_max", b"streams_max", "tokens_max", b"tokens_max", "top_k_max", b"top_k_max"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits
 

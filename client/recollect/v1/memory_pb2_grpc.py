@@ -45,6 +45,11 @@ class MemoryServiceStub(object):
                 request_serializer=recollect_dot_v1_dot_memory__pb2.SearchRequest.SerializeToString,
                 response_deserializer=recollect_dot_v1_dot_memory__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.SearchStream = channel.unary_stream(
+                '/recollect.v1.MemoryService/SearchStream',
+                request_serializer=recollect_dot_v1_dot_memory__pb2.SearchRequest.SerializeToString,
+                response_deserializer=recollect_dot_v1_dot_memory__pb2.SearchPart.FromString,
+                _registered_method=True)
         self.Attend = channel.unary_unary(
                 '/recollect.v1.MemoryService/Attend',
                 request_serializer=recollect_dot_v1_dot_memory__pb2.AttendRequest.SerializeToString,
@@ -75,6 +80,13 @@ class MemoryServiceServicer(object):
 
     def Search(self, request, context):
         """The top_k entries of each query by inner product.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchStream(self, request, context):
+        """The same for answers that are too large for a message: the bound is stream_bytes_max.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +125,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=recollect_dot_v1_dot_memory__pb2.SearchRequest.FromString,
                     response_serializer=recollect_dot_v1_dot_memory__pb2.SearchResponse.SerializeToString,
+            ),
+            'SearchStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.SearchStream,
+                    request_deserializer=recollect_dot_v1_dot_memory__pb2.SearchRequest.FromString,
+                    response_serializer=recollect_dot_v1_dot_memory__pb2.SearchPart.SerializeToString,
             ),
             'Attend': grpc.unary_unary_rpc_method_handler(
                     servicer.Attend,
@@ -185,6 +202,33 @@ class MemoryService(object):
             '/recollect.v1.MemoryService/Search',
             recollect_dot_v1_dot_memory__pb2.SearchRequest.SerializeToString,
             recollect_dot_v1_dot_memory__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recollect.v1.MemoryService/SearchStream',
+            recollect_dot_v1_dot_memory__pb2.SearchRequest.SerializeToString,
+            recollect_dot_v1_dot_memory__pb2.SearchPart.FromString,
             options,
             channel_credentials,
             insecure,

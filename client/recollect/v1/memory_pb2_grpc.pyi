@@ -65,6 +65,22 @@ _MemoryServiceSearchType = typing_extensions.TypeVar(
     ],
 )
 
+_MemoryServiceSearchStreamType = typing_extensions.TypeVar(
+    '_MemoryServiceSearchStreamType',
+    grpc.UnaryStreamMultiCallable[
+        recollect.v1.memory_pb2.SearchRequest,
+        recollect.v1.memory_pb2.SearchPart,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        recollect.v1.memory_pb2.SearchRequest,
+        recollect.v1.memory_pb2.SearchPart,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        recollect.v1.memory_pb2.SearchRequest,
+        recollect.v1.memory_pb2.SearchPart,
+    ],
+)
+
 _MemoryServiceAttendType = typing_extensions.TypeVar(
     '_MemoryServiceAttendType',
     grpc.UnaryUnaryMultiCallable[
@@ -113,7 +129,7 @@ _MemoryServiceEvictType = typing_extensions.TypeVar(
     ],
 )
 
-class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSearchType, _MemoryServiceAttendType, _MemoryServiceAttendBackwardType, _MemoryServiceEvictType]):
+class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSearchType, _MemoryServiceSearchStreamType, _MemoryServiceAttendType, _MemoryServiceAttendBackwardType, _MemoryServiceEvictType]):
     """Adds to, reads from and removes from the memories of a namespace."""
 
     @typing.overload
@@ -125,6 +141,10 @@ class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSear
         grpc.UnaryUnaryMultiCallable[
             recollect.v1.memory_pb2.SearchRequest,
             recollect.v1.memory_pb2.SearchResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            recollect.v1.memory_pb2.SearchRequest,
+            recollect.v1.memory_pb2.SearchPart,
         ],
         grpc.UnaryUnaryMultiCallable[
             recollect.v1.memory_pb2.AttendRequest,
@@ -150,6 +170,10 @@ class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSear
             recollect.v1.memory_pb2.SearchRequest,
             recollect.v1.memory_pb2.SearchResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            recollect.v1.memory_pb2.SearchRequest,
+            recollect.v1.memory_pb2.SearchPart,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             recollect.v1.memory_pb2.AttendRequest,
             recollect.v1.memory_pb2.AttendResponse,
@@ -170,6 +194,9 @@ class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSear
     Search: _MemoryServiceSearchType
     """The top_k entries of each query by inner product."""
 
+    SearchStream: _MemoryServiceSearchStreamType
+    """The same for answers that are too large for a message: the bound is stream_bytes_max."""
+
     Attend: _MemoryServiceAttendType
     """Attention over the top_k entries of each query: softmax(scale * q.k) v, with its log-sum-exp."""
 
@@ -187,6 +214,10 @@ MemoryServiceAsyncStub: typing_extensions.TypeAlias = MemoryServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         recollect.v1.memory_pb2.SearchRequest,
         recollect.v1.memory_pb2.SearchResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        recollect.v1.memory_pb2.SearchRequest,
+        recollect.v1.memory_pb2.SearchPart,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         recollect.v1.memory_pb2.AttendRequest,
@@ -220,6 +251,14 @@ class MemoryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[recollect.v1.memory_pb2.SearchResponse, collections.abc.Awaitable[recollect.v1.memory_pb2.SearchResponse]]:
         """The top_k entries of each query by inner product."""
+
+    @abc.abstractmethod
+    def SearchStream(
+        self,
+        request: recollect.v1.memory_pb2.SearchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[recollect.v1.memory_pb2.SearchPart], collections.abc.AsyncIterator[recollect.v1.memory_pb2.SearchPart]]:
+        """The same for answers that are too large for a message: the bound is stream_bytes_max."""
 
     @abc.abstractmethod
     def Attend(

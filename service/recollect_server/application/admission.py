@@ -104,20 +104,44 @@ class Admitted:
             QuotaExceededError: The tenant's calls in flight hold too much together.
             OverloadedError: Those of all tenants do.
         """
-        self.bytes = message_bytes
-        self._account.bytes += message_bytes
-        self._server.bytes += message_bytes
+        self._count(message_bytes)
         if self._account.bytes > self._quotas.bytes_in_flight_max:
-            raise QuotaExceededError(
-                "bytes_in_flight",
-                f"calls in flight hold {self._account.bytes:,} bytes; {self._quotas.bytes_in_flight_max:,} "
-                "are allowed. Send fewer at a time, or smaller ones",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            raise self._too_much()
+        self._require_server_room()
+
+    def holds_answer(self, answer_bytes: int) -> None:
+        """Counts the bytes of an answer that will be held while it is sent in chunks.
+
+        A tenant whose quota is smaller than a single answer may still have one at a time.
+
+        Raises:
+            QuotaExceededError: The tenant's calls in flight hold too much together.
+            OverloadedError: Those of all tenants do.
+        """
+        others = self._account.bytes - self.bytes
+        self._count(answer_bytes)
+        if others and self._account.bytes > self._quotas.bytes_in_flight_max:
+            raise self._too_much()
+        self._require_server_room()
+
+    def _count(self, more_bytes: int) -> None:
+        self.bytes += more_bytes
+        self._account.bytes += more_bytes
+        self._server.bytes += more_bytes
+
+    def _require_server_room(self) -> None:
         if self._server.bytes > self._limits.bytes_in_flight_max:
             raise OverloadedError(
                 "the server holds as much in messages as it may", retry_after_s=RETRY_AFTER_S
             )
+
+    def _too_much(self) -> QuotaExceededError:
+        return QuotaExceededError(
+            "bytes_in_flight",
+            f"calls in flight hold {self._account.bytes:,} bytes; {self._quotas.bytes_in_flight_max:,} "
+            "are allowed. Send fewer at a time, or smaller ones",
+            retry_after_s=RETRY_AFTER_S,
+        )
 
 
 class Admission:

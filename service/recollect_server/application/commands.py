@@ -48,7 +48,10 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The top_k entries of queries [B, Hq, T, Dk]; `exact`: all of them, whatever the namespace's index."""
+    """The top_k entries of queries [B, Hq, T, Dk]; `exact`: all of them, whatever the namespace's index.
+
+    `streamed`: the answer does not travel in one message, so it may be larger than one.
+    """
 
     namespace: str
     layer: int
@@ -60,6 +63,7 @@ class Search:
     min_sequences: tuple[int, ...] = ()
     missing_ok: bool = False
     exact: bool = False
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

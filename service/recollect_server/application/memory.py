@@ -33,6 +33,7 @@ from recollect_server.domain.eviction import Everything
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock
+from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.domain.steps import Steps
 
 SCORE_BYTES, OFFSET_BYTES, LSE_BYTES = 4, 4, 4
@@ -135,9 +136,7 @@ class Memory:
         """
         memory = self._memory(namespace, command.layer)
         spec = memory.spec
-        pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
-        hit_bytes = SCORE_BYTES + OFFSET_BYTES + pair_dims * spec.dtype.itemsize_bytes
-        banks = self._read(memory, command, hit_bytes=hit_bytes, query_bytes=0)
+        banks = self._read(memory, command, hit_bytes=_hit_bytes(spec, command), query_bytes=0)
         yield work.moved(command.queries.raw.nbytes)
         rows, heads, tokens, _ = command.queries.shape
         shape = (rows, heads, tokens, command.top_k)
@@ -152,7 +151,7 @@ class Memory:
                 continue
             hits = yield from bank.search(command.queries.row(row), command.top_k, exact=command.exact)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
-            if pair_dims:
+            if command.include_keys or command.include_values:
                 yield from fetch_pairs(bank, hits.slots, keys[row], values[row])
         return Found(
             scores=scores,
@@ -161,6 +160,12 @@ class Memory:
             values=DenseArray(values, spec.dtype) if command.include_values else None,
             next_sequences=_reached(memory, command),
         )
+
+    def answer_bytes(self, namespace: Namespace, command: Search) -> int:
+        """Bytes of a streamed search's answer; of one that will be refused, at most those allowed."""
+        shape = command.queries.shape
+        hits = math.prod(shape[:3]) * max(0, command.top_k)
+        return min(hits * _hit_bytes(namespace.record.spec, command), self._limits.stream_bytes_max)
 
     def attend(self, namespace: Namespace, command: Attend) -> Steps[Attended]:
         """Attention over the top_k entries of each query, with its log-sum-exp.
@@ -329,6 +334,7 @@ class Memory:
             hit_bytes=hit_bytes,
             other_bytes=queries * query_bytes,
             limits=self._limits,
+            streamed=isinstance(command, Search) and command.streamed,
         )
         banks = [memory.bank(s, command.layer, missing_ok=command.missing_ok) for s in command.streams]
         for stream, least in zip(command.streams, command.min_sequences, strict=False):
@@ -340,6 +346,11 @@ class Memory:
                     argument="min_sequences",
                 )
         return banks
+
+
+def _hit_bytes(spec: NamespaceSpec, command: Search) -> int:
+    pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
+    return SCORE_BYTES + OFFSET_BYTES + pair_dims * spec.dtype.itemsize_bytes
 
 
 def _reached(memory: NamespaceMemory, command: Search | Attend) -> tuple[int, ...]:

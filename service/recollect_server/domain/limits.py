@@ -14,6 +14,8 @@ class Limits:
 
     message_bytes_max: int = 4 * 1024 * 1024
     """Larger calls are split by the client. While one is copied nobody else's call moves on (ADR 16)."""
+    stream_bytes_max: int = 64 * 1024 * 1024
+    """Of an answer that is sent in chunks (ADR 21). The server holds as much until the caller has it."""
     top_k_max: int = 1024
     rows_max: int = 1024
     tokens_max: int = 65_536
@@ -37,9 +39,9 @@ class Limits:
     calls_in_flight_max: int = 2048
     """Calls of all tenants that were accepted and not yet answered."""
     bytes_in_flight_max: int = 1024**3
-    """Of their messages."""
+    """Of their messages, and of the answers that are streamed to them."""
     receive_s_max: int = 60
-    """Seconds that a caller has to send its message once it was let in."""
+    """Seconds that a caller has to send its message once it was let in, and to take a part of an answer."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -149,23 +149,27 @@ def check_ids(ids: Int64, shape: tuple[int, ...], limits: Limits) -> None:
     check_top_k(ids.shape[3], limits)
 
 
-def check_answer_bytes(hits: int, *, hit_bytes: int, other_bytes: int, limits: Limits) -> None:
-    """Refuses a read whose answer would not fit a message, before anything is allocated for it.
+def check_answer_bytes(
+    hits: int, *, hit_bytes: int, other_bytes: int, limits: Limits, streamed: bool = False
+) -> None:
+    """Refuses a read whose answer would not fit a message or stream, before anything is allocated for it.
 
     Args:
         hits: B * Hq * T * K.
         hit_bytes: Of one hit: its score, id and, where asked for, its key and value.
         other_bytes: The rest of the answer.
         limits: The server's bounds.
+        streamed: It is sent in chunks.
 
     Raises:
         InvalidArgumentError: It would not fit.
     """
+    most = limits.stream_bytes_max if streamed else limits.message_bytes_max
     needed = hits * hit_bytes + other_bytes
-    if needed > limits.message_bytes_max:
+    if needed > most:
         raise InvalidArgumentError(
             "queries",
-            f"and top_k ask for an answer of {needed:,} bytes; at most {limits.message_bytes_max:,} are sent "
+            f"and top_k ask for an answer of {needed:,} bytes; at most {most:,} are sent "
             "in one. Ask for fewer rows or tokens in one call",
         )
 

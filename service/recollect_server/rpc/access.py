@@ -8,6 +8,7 @@ from recollect_server.domain.identity import Caller, Scope
 ACCESS: dict[str, Scope | None] = {
     "/recollect.v1.MemoryService/Add": Scope.WRITE,
     "/recollect.v1.MemoryService/Search": Scope.READ,
+    "/recollect.v1.MemoryService/SearchStream": Scope.READ,
     "/recollect.v1.MemoryService/Attend": Scope.READ,
     "/recollect.v1.MemoryService/AttendBackward": Scope.READ,
     "/recollect.v1.MemoryService/Evict": Scope.WRITE,

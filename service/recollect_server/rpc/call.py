@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from recollect_server.application.admission import Admitted
 from recollect_server.application.turns import Times
 from recollect_server.domain.audit import Origin, origin_of
 from recollect_server.domain.errors import InternalError, RecollectError
@@ -46,11 +47,13 @@ class Call:
         caller: Who; the only source of the tenant.
         origin: The same, for the audit log.
         times: At the device.
+        admitted: What counts the bytes that it holds, once it is let in.
     """
 
     caller: Caller
     origin: Origin
     times: Times
+    admitted: Admitted | None = None
 
 
 @dataclass(slots=True)

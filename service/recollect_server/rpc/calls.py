@@ -7,7 +7,16 @@ import numpy as np
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.application import cursors
 from recollect_server.application.catalog import Catalog
-from recollect_server.application.commands import Add, Attend, AttendBackward, Describe, Evict, Search
+from recollect_server.application.commands import (
+    Add,
+    Attend,
+    AttendBackward,
+    Describe,
+    Evict,
+    Found,
+    Namespace,
+    Search,
+)
 from recollect_server.application.memory import Memory
 from recollect_server.application.namespaces import Namespaces
 from recollect_server.application.turns import Turns
@@ -20,9 +29,11 @@ from recollect_server.domain.eviction import (
     Oldest,
     Selector,
 )
+from recollect_server.domain.steps import Steps
 from recollect_server.rpc import namespaces, tensors
 from recollect_server.rpc.call import Call
 from recollect_server.rpc.namespaces import ServerFacts
+from recollect_server.rpc.streams import SearchStream
 
 
 class MemoryCalls:
@@ -50,18 +61,7 @@ class MemoryCalls:
 
     async def search(self, call: Call, request: pb.SearchRequest) -> pb.SearchResponse:
         """The top_k entries of each query."""
-        command = Search(
-            namespace=request.namespace,
-            layer=request.layer,
-            streams=tuple(request.streams),
-            queries=tensors.dense("queries", request.queries),
-            top_k=request.top_k,
-            include_keys=request.include_keys,
-            include_values=request.include_values,
-            min_sequences=tuple(request.min_sequences),
-            missing_ok=request.missing_ok,
-            exact=request.exact,
-        )
+        command = _search(request, streamed=False)
         found = await self._turns.take(call.caller, command, self._memory.search, times=call.times)
         return pb.SearchResponse(
             scores=tensors.float32_to_wire(found.scores),
@@ -70,6 +70,18 @@ class MemoryCalls:
             values=None if found.values is None else tensors.to_wire(found.values),
             next_sequences=found.next_sequences,
         )
+
+    async def search_stream(self, call: Call, request: pb.SearchRequest) -> SearchStream:
+        """The same, for an answer that may be larger than a message."""
+
+        def search(namespace: Namespace, command: Search) -> Steps[Found]:
+            # Counted before the search, not after it: a refusal costs the device nothing.
+            if call.admitted is not None:
+                call.admitted.holds_answer(self._memory.answer_bytes(namespace, command))
+            return self._memory.search(namespace, command)
+
+        command = _search(request, streamed=True)
+        return SearchStream(await self._turns.take(call.caller, command, search, times=call.times))
 
     async def attend(self, call: Call, request: pb.AttendRequest) -> pb.AttendResponse:
         """Attention over the top_k entries of each query."""
@@ -180,6 +192,22 @@ class NamespaceCalls:
         """Version, device and limits."""
         del call, request
         return namespaces.facts_to_wire(self._facts)
+
+
+def _search(request: pb.SearchRequest, *, streamed: bool) -> Search:
+    return Search(
+        namespace=request.namespace,
+        layer=request.layer,
+        streams=tuple(request.streams),
+        queries=tensors.dense("queries", request.queries),
+        top_k=request.top_k,
+        include_keys=request.include_keys,
+        include_values=request.include_values,
+        min_sequences=tuple(request.min_sequences),
+        missing_ok=request.missing_ok,
+        exact=request.exact,
+        streamed=streamed,
+    )
 
 
 def _selector(request: pb.EvictRequest) -> Selector:

@@ -25,6 +25,7 @@ from recollect_server.rpc.access import ACCESS, require_scope
 from recollect_server.rpc.call import Arrival, Call, Trail
 from recollect_server.rpc.calls import MemoryCalls, NamespaceCalls
 from recollect_server.rpc.status import status_of
+from recollect_server.rpc.streams import SearchStream
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ SERVICES = tuple(pb.DESCRIPTOR.services_by_name.values())
 METHODS = tuple(method.name for service in SERVICES for method in service.methods)
 
 Reply = TypeVar("Reply")
+
+Response = Message | SearchStream
 
 EVICTION_CAUSES = {"Add": "capacity", "Evict": "request"}
 """Why entries go in the calls whose answer counts them."""
@@ -56,11 +59,12 @@ class Sent(Generic[Reply]):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of the wire."""
+    """One method of the wire; `streams`: it answers with several messages."""
 
     path: str
     request_type: type[Message]
-    run: Callable[[Call, Message], Awaitable[Message]]
+    run: Callable[[Call, Message], Awaitable[Response]]
+    streams: bool
 
 
 class Endpoint:
@@ -111,14 +115,14 @@ class Endpoint:
         arrival: Arrival,
         receive: Callable[[Route], Awaitable[Received]],
         *,
-        send: Callable[[Message], Sent[Reply]],
+        send: Callable[[Response], Awaitable[Sent[Reply]]],
     ) -> Reply:
         """Makes one call.
 
         Args:
             arrival: What is known of it before its message.
             receive: Reads the message; called once the caller is known and let in.
-            send: Makes of the response what is sent.
+            send: Makes of the response what is sent, or sends it part by part.
 
         Raises:
             RecollectError: Refused, or it failed.
@@ -144,7 +148,7 @@ class Endpoint:
         self,
         arrival: Arrival,
         receive: Callable[[Route], Awaitable[Received]],
-        send: Callable[[Message], Sent[Reply]],
+        send: Callable[[Response], Awaitable[Sent[Reply]]],
         trail: Trail,
     ) -> Reply:
         call = trail.known(await self._caller(arrival.credential))
@@ -158,8 +162,9 @@ class Endpoint:
                 received = await receive(route)
                 trail.request_bytes = received.bytes
                 admitted.holds(received.bytes)
+            call.admitted = admitted
             response = await route.run(call, received.message)
-            sent = send(response)
+            sent = await send(response)
         trail.response_bytes = sent.bytes
         if isinstance(response, (pb.AddResponse, pb.EvictResponse)) and response.evicted:
             cause = EVICTION_CAUSES[arrival.path.rpartition("/")[2]]
@@ -179,4 +184,5 @@ def _route(method: MethodDescriptor, calls: MemoryCalls | NamespaceCalls) -> Rou
         path=f"/{method.containing_service.full_name}/{method.name}",
         request_type=message_factory.GetMessageClass(method.input_type),
         run=getattr(calls, name),
+        streams=method.server_streaming,
     )

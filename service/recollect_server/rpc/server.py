@@ -26,10 +26,11 @@ from recollect_server.domain.errors import (
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.listen import ListenAddress
 from recollect_server.rpc.call import Arrival
-from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Route, Sent
+from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Response, Route, Sent
 from recollect_server.rpc.health import Health
 from recollect_server.rpc.parts import check_parts
 from recollect_server.rpc.status import detail_of, status_of
+from recollect_server.rpc.streams import SearchStream
 
 log = logging.getLogger(__name__)
 
@@ -137,15 +138,15 @@ class RpcServer:
             _, service, method = route.path.split("/")
             # On the wire a unary call is a stream of one message. Taken as a stream, the message stays in the
             # transport's window until it is asked for: nothing of it is read before the caller is known.
-            by_service.setdefault(service, {})[method] = grpc.stream_unary_rpc_method_handler(
+            by_service.setdefault(service, {})[method] = _handler(route)(
                 # Messages are read in the handler: gRPC would answer what is none with UNKNOWN. They are
                 # written there too, since their bytes are counted.
-                self._unary(route)
+                self._answer(route)
             )
         return [grpc.method_handlers_generic_handler(name, calls) for name, calls in by_service.items()]
 
-    def _unary(self, route: Route) -> Callable[[object, Context], Awaitable[bytes]]:
-        async def unary(_: object, context: Context) -> bytes:
+    def _answer(self, route: Route) -> Callable[[object, Context], Awaitable[bytes | None]]:
+        async def answer(_: object, context: Context) -> bytes | None:
             async def receive(route: Route) -> Received:
                 # The first byte of the message that is read: its caller is known and let in.
                 try:
@@ -159,15 +160,38 @@ class RpcServer:
                     raise InvalidArgumentError("request", "is missing")
                 return Received(self._message(route, raw), len(raw))
 
+            async def send(response: Response) -> Sent[bytes | None]:
+                if isinstance(response, SearchStream):
+                    return Sent(None, await self._write(context, response))
+                raw = response.SerializeToString()
+                return Sent(raw, len(raw))
+
             try:
-                return await self._endpoint.call(_arrival(route, context), receive, send=_serialized)
+                return await self._endpoint.call(_arrival(route, context), receive, send=send)
             except RecollectError as error:
                 status, told, detail = status_of(error), error.message, detail_of(error)
             # Not while the error is handled: gRPC keeps what an abort raises in a circle, and with it all
             # that the tracebacks behind it hold: the whole message, until garbage is collected.
             return await _abort(context, status, told, detail)
 
-        return unary
+        return answer
+
+    async def _write(self, context: Context, stream: SearchStream) -> int:
+        """Sends a stream, each part when the one before it has left; returns how many bytes."""
+        sent_bytes = 0
+        for part in stream.parts():
+            try:
+                # Who does not read makes the server hold the answer: not for ever.
+                async with asyncio.timeout(self._limits.receive_s_max):
+                    await context.write(part)
+            except TimeoutError:
+                raise DeadlineExceededError(
+                    f"a part of the answer was not taken within {self._limits.receive_s_max} s"
+                ) from None
+            except (grpc.aio.InternalError, grpc.aio.UsageError):  # its caller left
+                raise asyncio.CancelledError from None
+            sent_bytes += len(part)
+        return sent_bytes
 
     def _message(self, route: Route, raw: bytes) -> Message:
         if len(raw) > ENVELOPE_BYTES:  # in less there cannot be much to parse
@@ -197,9 +221,8 @@ def _is_served(path: str) -> bool:
         return True
 
 
-def _serialized(message: Message) -> Sent[bytes]:
-    raw = message.SerializeToString()
-    return Sent(raw, len(raw))
+def _handler(route: Route) -> Callable[..., grpc.RpcMethodHandler[bytes, bytes]]:
+    return grpc.stream_stream_rpc_method_handler if route.streams else grpc.stream_unary_rpc_method_handler
 
 
 def _arrival(route: Route, context: Context) -> Arrival:

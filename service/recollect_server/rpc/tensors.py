@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64
@@ -93,8 +95,16 @@ def float32_to_wire(array: Float32) -> pb.Tensor:
     return to_wire(DenseArray(array, Dtype.FLOAT32))
 
 
-def entry_ids_to_wire(ids: Int64) -> pb.EntryIds:
-    """Packs ids [B, Hq, T, K]: int32 offsets from the smallest of each row. Half the bytes of int64.
+@dataclass(frozen=True, slots=True)
+class PackedIds:
+    """Ids as int32 offsets [B, Hq, T, K] from the smallest of each row, -1 for none; first_ids [B]."""
+
+    offsets: npt.NDArray[np.int32]
+    first_ids: list[int]
+
+
+def packed_ids(ids: Int64) -> PackedIds:
+    """Packs ids [B, Hq, T, K]. Half the bytes of int64.
 
     A row's ids lie within one bank. Evictions by id can spread them wider than 31 bits only after two
     thousand million further adds, so the spread is checked and not assumed.
@@ -105,9 +115,14 @@ def entry_ids_to_wire(ids: Int64) -> pb.EntryIds:
     offsets = np.maximum(ids - first[:, None, None, None], -1)
     if offsets.max(initial=0) > SIZE_MAX:
         raise OverflowError("ids of one row are more than 31 bits apart")
-    data = offsets.astype("<i4").tobytes()
-    tensor = pb.Tensor(data=data, dtype=pb.DTYPE_INT32, shape=ids.shape)
-    return pb.EntryIds(offsets=tensor, first_ids=first.tolist())
+    return PackedIds(offsets.astype("<i4"), first.tolist())
+
+
+def entry_ids_to_wire(ids: Int64) -> pb.EntryIds:
+    """Packed ids [B, Hq, T, K] for the wire."""
+    packed = packed_ids(ids)
+    tensor = pb.Tensor(data=packed.offsets.tobytes(), dtype=pb.DTYPE_INT32, shape=ids.shape)
+    return pb.EntryIds(offsets=tensor, first_ids=packed.first_ids)
 
 
 def _check_size(argument: str, tensor: pb.Tensor, itemsize: int) -> None:

@@ -14,7 +14,7 @@ import recollect
 from recollect._coalescing import ROWS_MAX, AsyncCoalescing
 from recollect._embedded_transport import AsyncEmbeddedTransport
 from recollect._runner import AsyncRunner
-from recollect._work import ATTEND, Reply
+from recollect._work import ATTEND, Collector, Reply
 from recollect.v1 import memory_pb2 as pb
 
 HEADS, DIM, STREAMS = 2, 4, 8
@@ -40,6 +40,12 @@ class Watched:
             self.rows.append(len(request.streams))
             await self.go.wait()
         return await self._inner.call(method, request, reply_type, timeout_s=timeout_s)
+
+    async def stream(
+        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Passes it on."""
+        return await self._inner.stream(method, request, collector, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Closes the memory."""

@@ -194,3 +194,31 @@ async def test_a_turn_that_comes_to_a_caller_who_leaves_goes_on() -> None:
     receiver.received.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert receiver.bench.admission._accounts["a"].receiving == 0
+
+
+def test_answers_that_are_held_count_too() -> None:
+    """Answers in chunks are held beyond the quota, or a small quota lets nobody read any."""
+    bench, quotas = Bench(), Quotas(bytes_in_flight_max=100)
+    with bench.admission.begin("a", quotas) as first:
+        first.holds(10)
+        first.holds_answer(500)  # one at a time, whatever the quota
+        with bench.admission.begin("a", quotas) as second:
+            with pytest.raises(QuotaExceededError) as caught:
+                second.holds(10)
+            assert caught.value.reason == "QUOTA_BYTES_IN_FLIGHT"
+    with bench.admission.begin("a", quotas) as third, bench.admission.begin("a", quotas) as fourth:
+        third.holds(40)
+        fourth.holds(10)
+        with pytest.raises(QuotaExceededError):
+            fourth.holds_answer(60)
+    with bench.admission.begin("a", quotas) as last:
+        last.holds(100)
+
+
+def test_answers_count_for_the_server() -> None:
+    """Many tenants' answers together fill the server's memory."""
+    bench, quotas = Bench(bytes_in_flight_max=100), Quotas()
+    with bench.admission.begin("a", quotas) as first, bench.admission.begin("b", quotas) as second:
+        first.holds_answer(60)
+        with pytest.raises(OverloadedError):
+            second.holds_answer(60)

@@ -125,7 +125,7 @@ def test_a_defect_tells_its_id_and_no_more(
     async def broken(call: Call, request: Message) -> Message:
         raise RuntimeError("secret of the house")
 
-    route = rpc_endpoint.Route(path=path, request_type=pb.GetServerInfoRequest, run=broken)
+    route = rpc_endpoint.Route(path=path, request_type=pb.GetServerInfoRequest, run=broken, streams=False)
     monkeypatch.setitem(endpoint.routes, path, route)
     with caplog.at_level(logging.ERROR):
         reply = transport.call(path, pb.GetServerInfoRequest(), timeout_s=60, credential=None)

@@ -143,9 +143,9 @@ class Index:
 
     def _task(self, head: int, entries: int) -> Callable[[int], Generator[int, None, None]] | None:
         """What is to be done for a head."""
-        file = self._files[head]
+        file, samples = self._files[head], self._samples[head]
+        seen_enough = len(samples) >= SAMPLES_MIN // 2  # without queries, new lists cannot be judged
         if file is None:
-            seen_enough = len(self._samples[head]) >= SAMPLES_MIN // 2
             tired = self._given_up_at[head] and (
                 entries < 2 * self._given_up_at[head] and self._written[head] < 4 * self._given_up_at[head]
             )
@@ -156,8 +156,7 @@ class Index:
         outgrown = lists_for(entries) >= 2 * lists or 4 * lists_for(entries) <= lists
         drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
         if outgrown or drifted:
-            return self._train
-        samples = self._samples[head]
+            return self._train if seen_enough else None
         cost = len(samples) * entries * self._spec.key_dim
         if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched:
             return self._compare

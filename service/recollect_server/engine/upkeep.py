@@ -72,6 +72,15 @@ class Index:
             sampled=self._sampled,
         )
 
+    def clear(self) -> None:
+        """Zeroes what was made of keys and queries; the index must not be used after."""
+        if self._job is not None:
+            self._job.close()
+        for file in self._all_files():
+            file.clear()
+        for query, _ in (sample for samples in self._samples for sample in samples):
+            query.fill(0)
+
     @property
     def bytes(self) -> int:
         """What the files take."""
@@ -171,9 +180,11 @@ class Index:
         entries, dim = _entries(self._live), self._spec.key_dim
         lists = lists_for(entries)
         sample = self._sample(head, TRAINED_PER_LIST * lists)
-        yield work.moved(sample.nbytes)
-        centroids = yield from _centroids(sample, lists)
-        del sample
+        try:
+            yield work.moved(sample.nbytes)
+            centroids = yield from _centroids(sample, lists)
+        finally:
+            sample.fill(0)
         file = InvertedFile(centroids, self._keys.shape[1], entries=entries)
         for part in self._live:
             file.pending.add(part)
@@ -183,9 +194,16 @@ class Index:
         yield from self._judge(head, file)
         self._growing = None
         useful = self._is_useful(file, _entries(self._live))
-        self._files[head] = file if useful else None
+        self._replace(head, file if useful else None)
         self._given_up_at[head] = 0 if useful else entries
-        self._written[head] = 0
+        if not useful:
+            file.clear()
+
+    def _replace(self, head: int, new: InvertedFile | None) -> None:
+        old = self._files[head]
+        if old is not None:
+            old.clear()
+        self._files[head], self._written[head] = new, 0
 
     def _is_useful(self, file: InvertedFile, entries: int) -> bool:
         if self._spec.index is IndexChoice.IVF:
@@ -203,8 +221,8 @@ class Index:
         self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
         self._sampled += count
         if not self._is_useful(file, _entries(self._live)):
-            self._files[head], self._given_up_at[head] = None, _entries(self._live)
-            self._written[head] = 0
+            self._replace(head, None)
+            self._given_up_at[head] = _entries(self._live)
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""

@@ -121,7 +121,7 @@ def report(times: dict[str, list[float]]) -> str:
             "",
             f"Keys and values of {HEADS * TOKENS:,} query-heads, k={TOP_K}, {DIM} dimensions, float16: "
             f"{ANSWER_BYTES / 1e6:.0f} MB, from {ENTRIES:,} entries, over TCP on one machine. "
-            "Repeat with `make bench-stream`. Why it is so: [ADR 21](../adr/0022-streamed-reads.md).",
+            "Repeat with `make bench-stream`. Why it is so: [ADR 22](../adr/0022-streamed-reads.md).",
             "",
             f"On {machine()}",
             "",

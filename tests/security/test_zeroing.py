@@ -11,12 +11,14 @@ import pytest
 from google.protobuf.message import Message
 
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.domain.arrays import from_float32
+from recollect_server.domain.arrays import Float32, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.eviction import ByIds, Everything, Oldest, Selector
 from recollect_server.domain.ports import Device
 from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.steps import run_through
 from recollect_server.domain.usage import Usage
+from recollect_server.engine import kernels, upkeep
 from recollect_server.engine.cpu import CpuDevice
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
@@ -24,6 +26,7 @@ from tests.contract import messages
 from tests.installation import Installation
 from tests.security.process_memory import addresses_of
 from tests.server_process import ServerProcess
+from tests.unit.server.indexed_bank import IndexedBank, Mixture
 
 DEVICES: dict[str, Callable[[], Device]] = {
     "kernels": CpuDevice,
@@ -109,6 +112,54 @@ def test_an_evicted_banks_buffer_is_zero(device: str, selector: Selector) -> Non
     before = buffers(bank)
     bank.clear()
     assert not any(buffer.any() for buffer in before)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+def test_what_an_index_keeps_of_a_bank_is_zeroed() -> None:
+    """Centroids, which are nearly keys, and the queries that were sampled outlast their bank."""
+    made, bank = Mixture(), IndexedBank(3000, heads=2)
+    bank.add(bank.draw(made, 3000))
+    run_through(bank.bank.search(bank.draw(made, 64), 10))
+    run_through(bank.bank.search(bank.draw(made, 64), 10))
+    index = bank.store._index
+    assert index is not None
+    bank.trained(made)
+    run_through(bank.bank.search(bank.draw(made, 64), 10))
+    files = [file for file in index._files if file is not None]
+    kept = [query for samples in index._samples for query, _ in samples]
+    assert len(files) == 2
+    assert kept
+    kept += [array for file in files for array in (file.centroids, file._half_norms)]
+    assert all(array.any() for array in kept)
+    bank.bank.clear()
+    assert not any(array.any() for array in kept)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+@pytest.mark.parametrize("turns", [0, 1, 400])
+def test_what_an_index_is_trained_on_is_zeroed(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of keys that centroids are made from outlasts the training, or a bank that goes meanwhile."""
+    monkeypatch.setattr(upkeep, "STEP", 100_000)
+    monkeypatch.setattr(upkeep, "SLICE", 200_000)
+    copies: list[Float32] = []
+    sample = upkeep.Index._sample
+
+    def noted(self: upkeep.Index, head: int, most: int) -> Float32:
+        copies.append(sample(self, head, most))
+        return copies[-1]
+
+    monkeypatch.setattr(upkeep.Index, "_sample", noted)
+    made, bank = Mixture(), IndexedBank(3000)
+    bank.add(bank.draw(made, 3000))
+    for _ in range(4):
+        run_through(bank.bank.search(bank.draw(made, 64), 10))
+    run_through(bank.bank.upkeep())
+    assert copies[0].any()
+    for _ in range(turns):
+        run_through(bank.bank.upkeep())
+    assert copies[0].any() == (turns < 400)
+    bank.bank.clear()
+    assert not any(copy.any() for copy in copies)
 
 
 # ---- over the wire ----

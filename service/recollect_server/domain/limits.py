@@ -15,7 +15,7 @@ class Limits:
     message_bytes_max: int = 4 * 1024 * 1024
     """Larger calls are split by the client. While one is copied nobody else's call moves on (ADR 16)."""
     stream_bytes_max: int = 64 * 1024 * 1024
-    """Of an answer that is sent in chunks (ADR 21). The server holds as much until the caller has it."""
+    """Of an answer that is sent in chunks (ADR 22). The server holds as much until the caller has it."""
     top_k_max: int = 1024
     rows_max: int = 1024
     tokens_max: int = 65_536

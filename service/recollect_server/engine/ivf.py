@@ -63,6 +63,11 @@ class InvertedFile:
         """What it takes."""
         return int(self._lists.bytes + self.centroids.nbytes + self._ranks.nbytes + self._half_norms.nbytes)
 
+    def clear(self) -> None:
+        """Zeroes what was made of keys; the file must not be used after."""
+        self.centroids.fill(0)
+        self._half_norms.fill(0)
+
     def wrote(self, slots: slice) -> None:
         """The entries of these slots are new."""
         self._lists.put(slots.start, np.full(slots.stop - slots.start, -1, dtype=np.int64))

@@ -71,6 +71,7 @@ class KernelStore(CpuBuffers):
         """See `Store.clear`."""
         super().clear()
         if self._index is not None:
+            self._index.clear()
             self._index = Index(self._spec)
 
     def wants_upkeep(self, live: Sequence[slice]) -> bool:

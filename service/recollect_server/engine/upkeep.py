@@ -75,6 +75,15 @@ class Index:
             sampled=self._sampled,
         )
 
+    def clear(self) -> None:
+        """Zeroes what was made of keys and queries; the index must not be used after."""
+        if self._job is not None:
+            self._job.close()
+        for file in self._all_files():
+            file.clear()
+        for query, _ in (sample for samples in self._samples for sample in samples):
+            query.fill(0)
+
     @property
     def bytes(self) -> int:
         """What the files take."""
@@ -146,9 +155,9 @@ class Index:
 
     def _task(self, head: int, entries: int) -> Callable[[int], Generator[int, None, None]] | None:
         """What is to be done for a head."""
-        file = self._files[head]
+        file, samples = self._files[head], self._samples[head]
+        seen_enough = len(samples) >= SAMPLES_MIN // 2  # without queries, new lists cannot be judged
         if file is None:
-            seen_enough = len(self._samples[head]) >= SAMPLES_MIN // 2
             tired = self._given_up_at[head] and (
                 entries < 2 * self._given_up_at[head] and self._written[head] < 4 * self._given_up_at[head]
             )
@@ -159,8 +168,7 @@ class Index:
         outgrown = lists_for(entries) >= 2 * lists or 4 * lists_for(entries) <= lists
         drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
         if outgrown or drifted:
-            return self._train
-        samples = self._samples[head]
+            return self._train if seen_enough else None
         cost = len(samples) * entries * self._spec.key_dim
         if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched:
             return self._compare
@@ -175,8 +183,10 @@ class Index:
         entries, dim = _entries(self._live), self._spec.key_dim
         lists = lists_for(entries)
         sample = yield from self._sample(head, TRAINED_PER_LIST * lists)
-        centroids = yield from _centroids(sample, lists)
-        del sample
+        try:
+            centroids = yield from _centroids(sample, lists)
+        finally:
+            sample.fill(0)
         file = InvertedFile(centroids, self._keys.shape[1], entries=entries)
         for part in self._live:
             file.pending.add(part)
@@ -186,9 +196,16 @@ class Index:
         yield from self._judge(head, file)
         self._growing = None
         useful = self._is_useful(file, _entries(self._live))
-        self._files[head] = file if useful else None
+        self._replace(head, file if useful else None)
         self._given_up_at[head] = 0 if useful else entries
-        self._written[head] = 0
+        if not useful:
+            file.clear()
+
+    def _replace(self, head: int, new: InvertedFile | None) -> None:
+        old = self._files[head]
+        if old is not None:
+            old.clear()
+        self._files[head], self._written[head] = new, 0
 
     def _is_useful(self, file: InvertedFile, entries: int) -> bool:
         if self._spec.index is IndexChoice.IVF:
@@ -206,8 +223,8 @@ class Index:
         self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
         self._sampled += count
         if not self._is_useful(file, _entries(self._live)):
-            self._files[head], self._given_up_at[head] = None, _entries(self._live)
-            self._written[head] = 0
+            self._replace(head, None)
+            self._given_up_at[head] = _entries(self._live)
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""

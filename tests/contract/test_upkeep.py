@@ -1,0 +1,151 @@
+"""Inverted files over the wire: that a namespace gets one by being read, and what an operator sees of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import recollect
+from recollect_server.engine import kernels
+from tests.clients import blocking_client
+from tests.installation import Installation
+from tests.server_process import ServerProcess
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+
+ENTRIES, DIM, CENTRES = 6000, 16, 50
+Float = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+class Mixture:
+    """Keys around some centres."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self._centres = self.rng.standard_normal((CENTRES, DIM))
+
+    def draw(self, size: int) -> Float:
+        """[1, 1, n, D]."""
+        noise = 0.3 * self.rng.standard_normal((size, DIM))
+        keys: Float = (self._centres[self.rng.integers(CENTRES, size=size)] + noise).astype(np.float32)
+        return keys[None, None]
+
+
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest) -> Iterator[recollect.Client]:
+    """Of a server in this process."""
+    url = "embedded://"
+    with blocking_client(url) if request.param == "async" else recollect.connect(url) as made:
+        yield made
+
+
+def filled(client: recollect.Client, keys: Float, *, name: str = "n") -> recollect.Namespace:
+    """A namespace whose stream "s" holds the keys."""
+    ns = client.create_namespace(
+        name,
+        layers=[0],
+        heads=1,
+        key_dim=DIM,
+        value_dim=DIM,
+        capacity=2 * ENTRIES,
+        dtype="float32",
+        index="ivf",
+        recall=0.9,
+    )
+    for first in range(0, keys.shape[2], 2000):
+        part = keys[:, :, first : first + 2000]
+        ns.add(0, part, part, streams=["s"])
+    return ns
+
+
+def read_until_indexed(ns: recollect.Namespace, made: Mixture) -> recollect.BankStats:
+    """Reads until lists answer, and then until their recall was looked at."""
+    for _ in range(600):
+        ns.search(0, made.draw(64), top_k=10, streams=["s"])
+        bank = ns.stats(streams=["s"]).banks[0]
+        if bank.index == "ivf" and bank.sampled:
+            return bank
+    raise AssertionError(f"still {bank}")
+
+
+def recall_of(ns: recollect.Namespace, made: Mixture) -> float:
+    """Against exact search."""
+    queries = made.draw(200)
+    found = ns.search(0, queries, top_k=10, streams=["s"])
+    true = ns.search(0, queries, top_k=10, streams=["s"], exact=True)
+    both = [np.isin(a, b).mean() for a, b in zip(found.ids[0, 0], true.ids[0, 0], strict=True)]
+    return float(np.mean(both))
+
+
+def test_reads_make_an_index(client: recollect.Client) -> None:
+    """A namespace that asks for an inverted file is searched exactly for ever, or finds too little by it."""
+    made = Mixture()
+    keys = made.draw(ENTRIES)
+    ns = filled(client, keys)
+    assert ns.stats(streams=["s"]).banks[0].index == "exact"
+    bank = read_until_indexed(ns, made)
+    assert 0 < bank.probes < bank.lists
+    assert recall_of(ns, made) >= 0.87
+    more = made.draw(1000)
+    ns.add(0, more, more, streams=["s"])
+    assert recall_of(ns, made) >= 0.87
+    ns.evict(streams=["s"], oldest=3000)
+    assert recall_of(ns, made) >= 0.87
+    queries = 9 * more[:, :, :20]
+    real = queries[0, 0].astype(np.float64) @ np.concatenate([keys[0, 0, 3000:], more[0, 0]]).T
+    found = ns.search(0, queries, top_k=1, streams=["s"], exact=True)
+    np.testing.assert_allclose(found.scores[0, 0, :, 0], real.max(axis=1), rtol=1e-4)
+
+
+def test_a_namespace_that_goes_while_work_is_queued(client: recollect.Client) -> None:
+    """Background work of a namespace that is gone fails, or works on the next one of its name."""
+    made = Mixture()
+    keys = made.draw(3000)
+    for round_number in range(6):
+        ns = filled(client, keys + np.float32(round_number))
+        for _ in range(1 + 2 * round_number):
+            ns.search(0, made.draw(64), top_k=10, streams=["s"])
+        if round_number % 2:
+            ns.evict(streams=["s"], all=True)
+        client.delete_namespace("n")
+    ns = filled(client, keys)
+    read_until_indexed(ns, made)
+    assert recall_of(ns, made) >= 0.87
+
+
+def test_a_server_ends_while_work_is_queued() -> None:
+    """A server that drains waits for background work that only makes more of itself."""
+    made = Mixture()
+    with recollect.connect("embedded://") as client:
+        ns = filled(client, made.draw(ENTRIES))
+        for _ in range(10):
+            ns.search(0, made.draw(64), top_k=10, streams=["s"])
+
+
+def test_an_operator_sees_recall(tmp_path: Path) -> None:
+    """A recall that is too low is seen by nobody, or a tenant's counts as another's."""
+    made, metrics_key = Mixture(), "k" * 32
+    environment = {"RECOLLECT_ADMIN__METRICS_KEY": metrics_key}
+    with ServerProcess(data_dir=tmp_path, environment=environment) as server:
+        with Installation(server) as installation:
+            token, _ = installation.tenant("reader"), installation.tenant("other")
+            with recollect.connect(server.tcp_url, token=token) as client:
+                ns = filled(client, made.draw(ENTRIES))
+                read_until_indexed(ns, made)
+                seen = installation.admin("GET", "/metrics", token=metrics_key).text
+                bank = ns.stats(streams=["s"]).banks[0]
+        server.terminate()
+        assert server.wait() == 0
+        assert "upkeep of an index failed" not in server.log
+    counted = {
+        tenant: float(value)
+        for tenant, value in re.findall(
+            r'recollect_recall_sampled_queries_total\{tenant="(\w+)"\} (\S+)', seen
+        )
+    }
+    assert 0 < counted["reader"] <= bank.sampled
+    assert not counted.get("other")

@@ -1,0 +1,238 @@
+"""Background work on inverted files: in small pieces, between which anything may happen to the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from recollect_server.domain.arrays import from_float32
+from recollect_server.domain.eviction import ByIds, Everything, Oldest
+from recollect_server.domain.spec import Dtype, IndexChoice
+from recollect_server.domain.steps import run_through
+from recollect_server.engine import kernels, upkeep
+from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+
+
+def small_slices(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Many turns where there would be one."""
+    monkeypatch.setattr(upkeep, "STEP", step)
+    monkeypatch.setattr(upkeep, "SLICE", 4 * step)
+
+
+def add_some(bank: IndexedBank, made: Mixture) -> None:
+    bank.add(bank.draw(made, 37))
+
+
+def grow(bank: IndexedBank, made: Mixture) -> None:
+    if bank.ids.size < 6000:
+        bank.add(bank.draw(made, 500))
+
+
+def evict_some(bank: IndexedBank, made: Mixture) -> None:
+    bank.evict(ByIds(bank.ids[5::50]))
+    bank.add(bank.draw(made, 60))
+
+
+def evict_the_oldest(bank: IndexedBank, made: Mixture) -> None:
+    bank.evict(Oldest(40))
+    bank.add(bank.draw(made, 40))
+
+
+def begin_anew(bank: IndexedBank, made: Mixture) -> None:
+    bank.evict(Everything())
+    bank.add(bank.draw(made, 2000))
+
+
+DOINGS: list[Callable[[IndexedBank, Mixture], None]] = [
+    add_some,
+    grow,
+    evict_some,
+    evict_the_oldest,
+    begin_anew,
+]
+
+
+@pytest.mark.parametrize("doing", DOINGS)
+def test_anything_may_happen_between_two_slices(
+    doing: Callable[[IndexedBank, Mixture], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens to a bank while its lists are made, or judged, is not in them."""
+    small_slices(monkeypatch, 150_000)
+    made, bank = Mixture(), IndexedBank(8000)
+    bank.add(bank.draw(made, 3000))
+    turns = 0
+    for _ in range(60):
+        run_through(bank.bank.search(bank.draw(made, 32), 10))
+        for _ in range(3):
+            if bank.bank.wants_upkeep:
+                run_through(bank.bank.upkeep())
+                turns += 1
+        if turns % 4 == 0:
+            doing(bank, made)
+        assert bank.check(bank.draw(made, 4)) >= 0.5
+        bank.check(bank.draw(made, 2), exact=True)
+    assert turns > 20
+    monkeypatch.undo()
+    bank.read(made)
+    assert bank.answers == "ivf", bank.bank.index_state
+    assert bank.check(bank.draw(made, 300)) >= 0.93
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_slice_is_bounded(heads: int) -> None:
+    """Background work holds the device for long, and every tenant's calls wait behind it."""
+    made, bank = Mixture(), IndexedBank(12_000, heads=heads)
+    bank.add(bank.draw(made, 12_000))
+    for _ in range(60):
+        run_through(bank.bank.search(bank.draw(made, 64), 10))
+        while bank.bank.wants_upkeep:
+            steps, done = bank.bank.upkeep(), [0]
+            try:
+                next(steps)
+                while True:
+                    done.append(steps.send(1))
+            except StopIteration:
+                pass
+            assert max(done) <= 1.5 * upkeep.STEP
+            assert sum(done) <= upkeep.SLICE + 1.5 * upkeep.STEP
+    assert bank.answers == "ivf"
+
+
+def test_a_turn_that_is_given_up() -> None:
+    """A server that drains, or a namespace that goes, closes the steps: what was begun is then half done."""
+    made, bank = Mixture(), IndexedBank(6000)
+    bank.add(bank.draw(made, 6000))
+    for _ in range(8):
+        run_through(bank.bank.search(bank.draw(made, 64), 10))
+    for pauses in (1, 2, 5, 9):
+        steps = bank.bank.upkeep()
+        next(steps)
+        for _ in range(pauses):
+            try:
+                steps.send(1)
+            except StopIteration:
+                break
+        steps.close()
+        assert bank.check(bank.draw(made, 20)) >= 0.5
+    bank.trained(made)
+    assert bank.check(bank.draw(made, 200)) >= 0.93
+
+
+def test_keys_that_drift() -> None:
+    """Keys of another mixture than lists were made for are found no more, or looked for nearly everywhere."""
+    bank = IndexedBank(4000)
+    bank.add(bank.draw(Mixture(0), 4000))
+    bank.trained(Mixture(0))
+    for seed in range(1, 4):
+        made = Mixture(seed)
+        for _ in range(16):
+            bank.add(bank.draw(made, 250))
+            bank.read(made, 3)
+        bank.read(made)
+        recall = bank.check(bank.draw(made, 300))
+        state = bank.bank.index_state
+        assert recall >= 0.93 if state.index == "ivf" else (recall == 1.0 and state.reason), state
+
+
+def test_a_bank_that_grows_unread_keeps_its_lists() -> None:
+    """Lists that nobody asked since they were judged are thrown away as useless when there are too few."""
+    made, bank = Mixture(), IndexedBank(40_000)
+    bank.add(bank.draw(made, 2000))
+    bank.trained(made)
+    for _ in range(9):
+        bank.add(bank.draw(made, 2000))
+        bank.upkeep()
+    assert bank.answers == "ivf", bank.bank.index_state
+    bank.read(made, 5)
+    assert bank.answers == "ivf", bank.bank.index_state
+    assert bank.check(bank.draw(made, 200)) >= 0.9
+
+
+def test_lists_that_were_of_no_use_are_tried_again() -> None:
+    """A bank whose first keys had no clusters is searched exactly for ever."""
+    rng = np.random.default_rng(0)
+    made, bank = Mixture(noise=0.2), IndexedBank(3000, recall=0.99)
+    keys = rng.standard_normal((1, 3000, DIM)).astype(np.float32)
+    bank.add(from_float32(keys, Dtype.FLOAT32))
+    for _ in range(30):
+        q = from_float32(rng.standard_normal((1, 64, DIM)).astype(np.float32), Dtype.FLOAT32)
+        run_through(bank.bank.search(q, 30))
+        bank.upkeep()
+    for _ in range(30):
+        bank.add(bank.draw(made, 600))
+        bank.read(made, 2)
+    assert bank.answers == "ivf", bank.bank.index_state
+    assert bank.check(bank.draw(made, 200)) >= 0.97
+
+
+def test_work_ends() -> None:
+    """A bank that nobody writes or reads has background work for ever."""
+    made, bank = Mixture(), IndexedBank(4000)
+    bank.add(bank.draw(made, 4000))
+    assert not bank.bank.wants_upkeep  # nobody has read
+    bank.trained(made)
+    assert not bank.bank.wants_upkeep
+    bank.add(bank.draw(made, 100))
+    assert not bank.bank.wants_upkeep  # so few are searched as they are
+    bank.add(bank.draw(made, 400))
+    assert bank.bank.wants_upkeep
+    bank.upkeep()
+    bank.evict(Everything())
+    assert not bank.bank.wants_upkeep
+
+
+def test_comparing_takes_a_small_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searching exactly, to know the recall, takes longer than the searches do."""
+    made, bank = Mixture(), IndexedBank(8000)
+    bank.add(bank.draw(made, 8000))
+    bank.trained(made)
+    index = bank.store._index
+    assert index is not None
+    searched = compared = 0
+    for _ in range(200):
+        steps = bank.bank.search(bank.draw(made, 16), 10)
+        searched += bank.bank.search_work(16)
+        run_through(steps)
+        while bank.bank.wants_upkeep:
+            turn = bank.bank.upkeep()
+            try:
+                next(turn)
+                while True:
+                    compared += turn.send(1)
+            except StopIteration:
+                pass
+    assert 0 < compared <= 0.06 * searched
+
+
+def test_a_cleared_bank_forgets_its_index() -> None:
+    """What lists were made for is gone, and they are still there."""
+    made, bank = Mixture(), IndexedBank(4000)
+    bank.add(bank.draw(made, 4000))
+    bank.trained(made)
+    index = bank.store._index
+    assert index is not None
+    before = index.bytes
+    bank.bank.clear()
+    assert bank.store.index_state.index == "exact"
+    assert bank.store._index is not None
+    assert bank.store._index.bytes == 0 < before
+
+
+@pytest.mark.parametrize(("entries", "lists"), [(1, 4), (1024, 128), (65_536, 1024), (1 << 20, 4096)])
+def test_lists_for(entries: int, lists: int) -> None:
+    """There are so few lists that each is long, or so many that to choose takes long."""
+    assert upkeep.lists_for(entries) == lists
+
+
+def test_the_reason_is_said_while_there_is_no_file() -> None:
+    """A user cannot tell why reads of a namespace that asked for lists are exact."""
+    made, bank = Mixture(), IndexedBank(2000, index=IndexChoice.AUTO)
+    assert bank.bank.index_state.reason
+    bank.add(bank.draw(made, 2000))
+    bank.read(made, 3)
+    assert bank.answers == "exact"
+    assert "too few" in bank.bank.index_state.reason

@@ -69,7 +69,7 @@ def read_until_indexed(ns: recollect.Namespace, made: Mixture) -> recollect.Bank
         bank = ns.stats(streams=["s"]).banks[0]
         if bank.index == "ivf" and bank.sampled:
             return bank
-    raise AssertionError(f"still {bank}")
+    raise AssertionError(f"still {ns.stats(streams=['s']).banks[0]}")
 
 
 def recall_of(ns: recollect.Namespace, made: Mixture) -> float:

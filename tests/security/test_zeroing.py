@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,13 +142,13 @@ def test_what_an_index_is_trained_on_is_zeroed(turns: int, monkeypatch: pytest.M
     monkeypatch.setattr(upkeep, "STEP", 100_000)
     monkeypatch.setattr(upkeep, "SLICE", 200_000)
     copies: list[Float32] = []
-    sample = upkeep.Index._sample
+    fill = upkeep.Index._fill
 
-    def noted(self: upkeep.Index, head: int, most: int) -> Float32:
-        copies.append(sample(self, head, most))
-        return copies[-1]
+    def noted(self: upkeep.Index, sample: Float32, head: int) -> Generator[int, None, None]:
+        copies.append(sample)
+        return fill(self, sample, head)
 
-    monkeypatch.setattr(upkeep.Index, "_sample", noted)
+    monkeypatch.setattr(upkeep.Index, "_fill", noted)
     made, bank = Mixture(), IndexedBank(3000)
     bank.add(bank.draw(made, 3000))
     for _ in range(4):

@@ -182,8 +182,10 @@ class Index:
     def _train(self, head: int) -> Generator[int, None, None]:
         entries, dim = _entries(self._live), self._spec.key_dim
         lists = lists_for(entries)
-        sample = yield from self._sample(head, TRAINED_PER_LIST * lists)
+        size = min(entries, TRAINED_PER_LIST * lists, SAMPLE_BYTES_MAX // (4 * dim))
+        sample = np.zeros((size, dim), dtype=np.float32)
         try:
+            yield from self._fill(sample, head)
             centroids = yield from _centroids(sample, lists)
         finally:
             sample.fill(0)
@@ -257,12 +259,10 @@ class Index:
         file.settle(self._spec.recall)
         return len(kept), float(np.mean(recalls)) if recalls else 1.0
 
-    def _sample(self, head: int, most: int) -> Generator[int, None, Float32]:
-        """Keys [n, D] of live entries, at random and perhaps one twice."""
-        dim, entries = self._spec.key_dim, _entries(self._live)
-        sample = np.empty((min(entries, most, SAMPLE_BYTES_MAX // (4 * dim)), dim), dtype=np.float32)
+    def _fill(self, sample: Float32, head: int) -> Generator[int, None, None]:
+        """Copies keys of live entries to sample [n, D], at random and perhaps one twice."""
         # Which ones is no secret and no matter; that they are the same each time makes runs comparable.
-        chance = np.random.default_rng(entries)
+        chance = np.random.default_rng(len(sample))
         for first in range(0, len(sample), SAMPLED_TOGETHER):
             part = sample[first : first + SAMPLED_TOGETHER]
             live = self._live  # which may change between two turns
@@ -271,7 +271,6 @@ class Index:
             slots = np.where(order < oldest, live[0].start + order, live[-1].start + order - oldest)
             part[:] = to_float32(self._keys[head][slots], self._spec.dtype)
             yield work.moved(4 * part.size)
-        return sample
 
     def _all_files(self) -> list[InvertedFile]:
         return [file for file in (*self._files, self._growing) if file is not None]

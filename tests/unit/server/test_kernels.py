@@ -200,7 +200,8 @@ def test_what_float32_cannot_hold(isa: str) -> None:
     for count in (1, 5):
         q = np.zeros((1, count, 16), np.float32)
         q[..., 0] = 1e10
-        found = scanned(*(from_float32(a, Dtype.FLOAT32) for a in (q, keys)), 40, parts=[slice(0, 40)])
+        wide = [from_float32(array, Dtype.FLOAT32) for array in (q, keys)]
+        found = scanned(wide[0], wide[1], 40, parts=[slice(0, 40)])
         for scores, slots in zip(found[0][0], found[1][0], strict=True):
             assert slots[0] == 9
             assert np.isposinf(scores[0])

@@ -173,16 +173,17 @@ def test_work_ends() -> None:
     """A bank that nobody writes or reads has background work for ever."""
     made, bank = Mixture(), IndexedBank(4000)
     bank.add(bank.draw(made, 4000))
-    assert not bank.bank.wants_upkeep  # nobody has read
+    wanted = [bank.bank.wants_upkeep]  # nobody has read
     bank.trained(made)
-    assert not bank.bank.wants_upkeep
+    wanted.append(bank.bank.wants_upkeep)
     bank.add(bank.draw(made, 100))
-    assert not bank.bank.wants_upkeep  # so few are searched as they are
-    bank.add(bank.draw(made, 400))
-    assert bank.bank.wants_upkeep
+    wanted.append(bank.bank.wants_upkeep)  # so few are searched as they are
+    bank.add(bank.draw(made, 1000))
+    wanted.append(bank.bank.wants_upkeep)
     bank.upkeep()
     bank.evict(Everything())
-    assert not bank.bank.wants_upkeep
+    wanted.append(bank.bank.wants_upkeep)
+    assert wanted == [False, False, False, True, False]
 
 
 def test_comparing_takes_a_small_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def available() -> bool:
     """Whether the package was built with its kernels, and they load here."""
     try:
         _library()
-    except OSError as error:
+    except (AttributeError, OSError) as error:  # not there, of another platform, or of older sources
         log.warning("the compiled kernels cannot be used (%s): searching with FAISS, which is slower", error)
         return False
     return True

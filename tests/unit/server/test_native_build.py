@@ -52,12 +52,13 @@ def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path: Path) -> Non
     assert not old.exists()
 
 
+@pytest.mark.parametrize("library", ["/nonexistent/_native.so", "libc.so.6"], ids=["none", "another"])
 @pytest.mark.usefixtures("not_loaded")
 def test_without_the_kernels_a_server_searches_with_faiss_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    library: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A package built without a compiler does not start, or is slow and tells nobody."""
-    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "_native.so")
+    """A server without the kernels, or with those of older sources, does not start, or is slow and tells nobody."""
+    monkeypatch.setattr(kernels, "LIBRARY", Path(library))
     with caplog.at_level(logging.INFO):
         store = CpuDevice().store(SPEC)
     assert isinstance(store, FaissStore)

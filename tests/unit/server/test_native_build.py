@@ -57,7 +57,7 @@ def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path: Path) -> Non
 def test_without_the_kernels_a_server_searches_with_faiss_and_says_so(
     library: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server without the kernels, or with those of older sources, does not start, or is slow and tells nobody."""
+    """A server without the kernels, or with old ones, does not start, or is slow and tells nobody."""
     monkeypatch.setattr(kernels, "LIBRARY", Path(library))
     with caplog.at_level(logging.INFO):
         store = CpuDevice().store(SPEC)

@@ -94,6 +94,8 @@ class Index:
         file = self._files[head]
         if file is None or file.probes >= len(file.centroids):
             return None
+        if entries < ENTRIES_MIN[self._spec.index]:  # evicted since: nothing compares so few any more
+            return None
         exact = work.searched(queries, entries, self._spec.key_dim)
         if self._spec.index is IndexChoice.AUTO and file.search_work(queries, entries) >= exact:
             return None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.eviction import ByIds, Everything, Oldest
@@ -16,6 +16,7 @@ from recollect_server.engine import kernels
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
 
 SIZES = st.sampled_from([1, 2, 255, 256, 257, 900, 2500])
+EXAMPLES = 40
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 RECALL = 0.95
 SURE = 0.8
@@ -108,7 +109,7 @@ class InvertedFileMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
-class TestInvertedFile(InvertedFileMachine.TestCase):
+def test_any_sequence_of_calls() -> None:
     """Some sequence of calls loses entries, or brings back those that are gone."""
-
-    settings = settings(max_examples=20, stateful_step_count=12, deadline=None, phases=PHASES)
+    bounds = settings(max_examples=EXAMPLES, stateful_step_count=12, deadline=None, phases=PHASES)
+    run_state_machine_as_test(InvertedFileMachine, settings=bounds)

@@ -36,6 +36,9 @@ SAMPLE_BYTES_MAX, SAMPLED_TOGETHER = 128 * 1024 * 1024, 2048
 SAMPLES, SAMPLES_MIN = 64, 16
 """Live queries of a head that are kept to be compared with exact search, and how many at once."""
 
+JUDGED_ANEW = 4
+"""How often to compare again, at most, because entries have moved meanwhile."""
+
 COMPARED = 0.03
 """Of the work of searches, so much may go into comparing."""
 
@@ -58,6 +61,7 @@ class Index:
         self._given_up_at = [0] * spec.heads  # entries, when lists were found to be of no use
         self._written = [0] * spec.heads  # since then
         self._sampled, self._recall = 0, None if spec.recall < 1 else 1.0
+        self._moves = 0  # times that entries came to other slots
         self._keys: Raw = np.empty((0, 0, 0), dtype=np.float32)
         self._live: Sequence[slice] = ()
 
@@ -94,6 +98,8 @@ class Index:
         file = self._files[head]
         if file is None or file.probes >= len(file.centroids):
             return None
+        if entries < ENTRIES_MIN[self._spec.index]:  # evicted since: nothing compares so few any more
+            return None
         exact = work.searched(queries, entries, self._spec.key_dim)
         if self._spec.index is IndexChoice.AUTO and file.search_work(queries, entries) >= exact:
             return None
@@ -117,6 +123,7 @@ class Index:
 
     def moved(self, order: Int64, slots: int) -> None:
         """The entries of slots `order` lie from slot 0 on now, in a buffer of `slots`."""
+        self._moves += 1
         for file in self._all_files():
             file.moved(order, slots)
 
@@ -230,18 +237,33 @@ class Index:
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""
-        kept, dim = list(self._samples[head]), self._spec.key_dim
+        kept = list(self._samples[head])
         self._samples[head].clear()
         self._fresh[head] = 0
         recalls = []
         for top_k in sorted({top_k for _, top_k in kept}):
             queries = np.stack([query for query, of in kept if of == top_k])
-            best = kernels.Best(len(queries), top_k)
-            # The ring does not change between the steps of a turn, but between two turns it may.
+            hits = yield from self._true_hits(head, queries, top_k)
+            moves = self._moves
+            for first in range(0, len(queries), SAMPLES_MIN):
+                if moves != self._moves:
+                    break  # the hits have other slots now
+                some = slice(first, first + SAMPLES_MIN)
+                recalls += [file.learn(queries[some], hits[some])] * len(queries[some])
+                yield SAMPLES_MIN * file.centroids.size
+        file.settle(self._spec.recall)
+        return len(kept), float(np.mean(recalls)) if recalls else 1.0
+
+    def _true_hits(self, head: int, queries: Float32, top_k: int) -> Generator[int, None, Int64]:
+        """What exact search finds for queries [N, D]: slots [N, K]."""
+        count, dim = queries.shape
+        best, rows_max = kernels.Best(count, top_k), _rows(STEP, count * dim)
+        for _ in range(JUDGED_ANEW):
+            moves = self._moves
+            # Within a turn the ring does not change. Between two it may; what has moved is looked for again.
             for part in list(self._live):
-                for first in range(part.start, part.stop, _rows(STEP, len(queries) * dim)):
-                    rows = slice(first, min(part.stop, first + _rows(STEP, len(queries) * dim)))
-                    rows = slice(rows.start, min(rows.stop, self._keys.shape[1]))
+                for first in range(part.start, part.stop, rows_max):
+                    rows = slice(first, min(part.stop, first + rows_max, self._keys.shape[1]))
                     scan_exactly(
                         best,
                         queries[None],
@@ -250,14 +272,11 @@ class Index:
                         dtype=self._spec.dtype,
                         rows=rows,
                     )
-                    yield work.searched(len(queries), rows.stop - rows.start, dim)
-            hits = best.ordered()[1]
-            for first in range(0, len(queries), SAMPLES_MIN):
-                some = slice(first, first + SAMPLES_MIN)
-                recalls += [file.learn(queries[some], hits[some])] * len(queries[some])
-                yield SAMPLES_MIN * file.centroids.size
-        file.settle(self._spec.recall)
-        return len(kept), float(np.mean(recalls)) if recalls else 1.0
+                    yield work.searched(count, rows.stop - rows.start, dim)
+            if moves == self._moves:
+                break
+            best = kernels.Best(count, top_k)
+        return best.ordered()[1]
 
     def _fill(self, sample: Float32, head: int) -> Generator[int, None, None]:
         """Copies keys of live entries to sample [n, D], at random and perhaps one twice."""

@@ -289,3 +289,15 @@ def test_memory_of_an_entry() -> None:
     assert store.index_state.index == "ivf"
     assert store._index is not None
     assert store._index.bytes / entries <= 16
+
+
+def test_a_bank_that_shrinks_is_searched_exactly() -> None:
+    """Of what eviction left so small that nothing measures its recall, lists go on missing entries."""
+    made = Mixture()
+    bank = full(made, 3000).trained(made)
+    bank.evict(Oldest(2500))
+    assert bank.check(bank.draw(made, 300)) == 1.0
+    bank.add(bank.draw(made, 2500))
+    bank.read(made)
+    assert bank.answers == "ivf"
+    assert bank.check(bank.draw(made, 300)) >= 0.95 - SAMPLED

@@ -178,7 +178,7 @@ def test_work_ends() -> None:
     wanted.append(bank.bank.wants_upkeep)
     bank.add(bank.draw(made, 100))
     wanted.append(bank.bank.wants_upkeep)  # so few are searched as they are
-    bank.add(bank.draw(made, 1000))
+    bank.add(bank.draw(made, upkeep.PENDING_MIN))
     wanted.append(bank.bank.wants_upkeep)
     bank.upkeep()
     bank.evict(Everything())

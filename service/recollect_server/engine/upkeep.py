@@ -229,8 +229,9 @@ class Index:
             return
         count, recall = yield from self._judge(head, file)
         self._searched = 0
-        self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
-        self._sampled += count
+        if count:
+            self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
+            self._sampled += count
         if not self._is_useful(file, _entries(self._live)):
             self._replace(head, None)
             self._given_up_at[head] = _entries(self._live)
@@ -246,16 +247,16 @@ class Index:
             hits = yield from self._true_hits(head, queries, top_k)
             moves = self._moves
             for first in range(0, len(queries), SAMPLES_MIN):
-                if moves != self._moves:
-                    break  # the hits have other slots now
+                if moves != self._moves or not (hits >= 0).any():
+                    break  # entries have moved: these hits are of other slots
                 some = slice(first, first + SAMPLES_MIN)
                 recalls += [file.learn(queries[some], hits[some])] * len(queries[some])
                 yield SAMPLES_MIN * file.centroids.size
         file.settle(self._spec.recall)
-        return len(kept), float(np.mean(recalls)) if recalls else 1.0
+        return len(recalls), float(np.mean(recalls)) if recalls else 1.0
 
     def _true_hits(self, head: int, queries: Float32, top_k: int) -> Generator[int, None, Int64]:
-        """What exact search finds for queries [N, D]: slots [N, K]."""
+        """What exact search finds for queries [N, D]: slots [N, K]; none if entries keep moving."""
         count, dim = queries.shape
         best, rows_max = kernels.Best(count, top_k), _rows(STEP, count * dim)
         for _ in range(JUDGED_ANEW):

@@ -237,3 +237,21 @@ def test_the_reason_is_said_while_there_is_no_file() -> None:
     bank.read(made, 3)
     assert bank.answers == "exact"
     assert "too few" in bank.bank.index_state.reason
+
+
+def test_nothing_is_learnt_from_entries_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where entries move in every turn, hits are of other slots: a recall is told that nobody measured."""
+    made, bank = Mixture(), IndexedBank(4000)
+    bank.add(bank.draw(made, 4000))
+    bank.trained(made)
+    before = bank.bank.index_state
+    monkeypatch.setattr(upkeep, "STEP", 50_000)
+    monkeypatch.setattr(upkeep, "SLICE", 50_000)
+    for _ in range(100):
+        run_through(bank.bank.search(bank.draw(made, 64), 10))
+        bank.evict(ByIds(bank.ids[3:4]))
+        bank.add(bank.draw(made, 1))
+        run_through(bank.bank.upkeep())
+    after = bank.bank.index_state
+    assert (after.index, after.probes, after.sampled) == ("ivf", before.probes, before.sampled)
+    assert bank.check(bank.draw(made, 100)) >= 0.9

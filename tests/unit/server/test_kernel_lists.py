@@ -98,3 +98,15 @@ def test_lists_that_are_written_round_and_round() -> None:
         np.testing.assert_array_equal(held.of_slots(), assigned)
         assert held.sizes().tolist() == np.bincount(assigned[assigned >= 0], minlength=lists).tolist()
     assert held.bytes < 10_000
+
+
+@pytest.mark.parametrize("probes", [2, 5, 20])
+def test_nearest_where_many_are_equal(isa: str, probes: int) -> None:
+    """Of many equal centroids, as of empty keys, the first take the places of those that are nearer."""
+    rng = np.random.default_rng(12)
+    q, centroids = normal(rng, 9, 16).float32(), normal(rng, 128, 16).float32()
+    centroids[:100] = 0
+    for asked, row in zip(q @ centroids.T, kernels.nearest(q, centroids, probes), strict=True):
+        nearer = np.flatnonzero(asked > 0)
+        best = nearer[np.argsort(-asked[nearer])][:probes]
+        assert np.isin(best, row).all()

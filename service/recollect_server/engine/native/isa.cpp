@@ -356,8 +356,10 @@ static int32_t count_from(const float* scores, int64_t n, float threshold) {
 }
 
 // A threshold that about `probes` of the scores reach: more than `most` only where many are equal.
-static float threshold_of(const float* scores, int64_t padded, int32_t lists, int32_t probes, int32_t most) {
-    float low = INF, high = -INF;
+static float threshold_of(const float* scores, int64_t padded, int32_t lists, int32_t probes, int32_t most,
+                          float& high) {
+    float low = INF;
+    high = -INF;
     for (int32_t i = 0; i < lists; ++i) low = std::min(low, scores[i]), high = std::max(high, scores[i]);
     if (probes >= lists) return low;
     for (int round = 0; round < 24; ++round) {
@@ -390,11 +392,19 @@ static void nearest(const float* queries, int64_t n, const float* centroids, int
     for (int64_t q = 0; q < n; ++q) {
         float* mine = scores + q * padded;
         for (int64_t i = lists; i < padded; ++i) mine[i] = -INF;
-        const float threshold = threshold_of(mine, padded, lists, probes, width);
+        float above_it;
+        const float threshold = threshold_of(mine, padded, lists, probes, width, above_it);
         int32_t found = 0;
         int64_t* to = nearest + q * width;
-        for (int32_t i = 0; i < lists && found < width; ++i)
-            if (mine[i] >= threshold) to[found++] = i;
+        for (int32_t i = 0; i < lists; ++i)
+            if (mine[i] >= threshold && found++ < width) to[found - 1] = i;
+        if (found > width) {  // many are equal: those that are nearer go first
+            found = 0;
+            for (int32_t i = 0; i < lists && found < width; ++i)
+                if (mine[i] >= above_it) to[found++] = i;
+            for (int32_t i = 0; i < lists && found < width; ++i)
+                if (mine[i] >= threshold && mine[i] < above_it) to[found++] = i;
+        }
         while (found < width) to[found++] = -1;
     }
 }

@@ -57,6 +57,7 @@ def bench(
     """Measure workloads beside their limits, their recall and their peers."""
     # Read by OpenMP when it is loaded: who waits for the server must not take its cores by spinning.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least: else it spins on for tens of ms
     from recollect_bench.scale import Scale
 
     if list_:

@@ -157,8 +157,9 @@ def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> En
         space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM])
         before, now, moment = now, engine_of(space), time.monotonic()
         changed = changed if before == now else moment
-        known = now.index == "ivf" or now.reason
-        patience = QUIET_S if known else PATIENCE_S if wanted == "auto" else seconds
+        under_way = "being made" in now.reason
+        known = (now.index == "ivf" or now.reason) and not under_way
+        patience = QUIET_S if known else PATIENCE_S if wanted == "auto" and not under_way else seconds
         if moment - begun > seconds or moment - changed > patience:
             break
     return now

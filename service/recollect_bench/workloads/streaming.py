@@ -17,7 +17,7 @@ from recollect_bench.peers.installed import reason_absent
 from recollect_bench.peers.process import Peer, PeerError
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
-from recollect_bench.timing import Spread
+from recollect_bench.timing import SPIN_S, Spread
 from recollect_bench.truth import recall
 
 ENTRIES, STEP, TOP_K, STEPS = 65_536, 512, 32, 40
@@ -109,7 +109,8 @@ class _Job:
 
 def _ours(client: recollect.Client, job: _Job) -> Callable[[int], tuple[float, NDArray[np.integer]]]:
     data = job.data
-    space = namespace(client, "streaming", dim=data.dim, capacity=job.entries + job.step)
+    # As stored and sent by default; what is asked and judged is float32 for all.
+    space = namespace(client, "streaming", dim=data.dim, capacity=job.entries + job.step, dtype="float16")
     first_id = fill(space, data.keys[: job.entries], data.values[: job.entries])
     settle(space, job.queries(0), seconds=SETTLE_S)
 
@@ -155,6 +156,7 @@ def _take_turns(contenders: dict[str, Contender], job: _Job, scale: Scale) -> No
         for contender in contenders.values():
             if len(contender.seconds) >= STEPS_LEAST and sum(contender.seconds) > share_s:
                 continue
+            time.sleep(SPIN_S)
             seconds, ids = contender.step(number)
             if number:  # the first warms up
                 contender.seconds.append(seconds)

@@ -51,7 +51,8 @@ class IndexState:
         probes: Lists that a query looks into; 0 if there is none.
         recall: Of queries sampled lately, against exact search; None before any.
         sampled: Queries compared since the bank was made.
-        reason: Why exact search answers where the namespace asks for an inverted file; "" otherwise.
+        reason: Why exact search answers where the namespace asks for an inverted file, or that another one
+            is being made; "" otherwise.
     """
 
     index: str = "exact"

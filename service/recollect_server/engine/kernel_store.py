@@ -49,10 +49,10 @@ class KernelStore(CpuBuffers):
     def grow(self, allocated: int, live: Sequence[slice]) -> None:
         """See `Store.grow`."""
         super().grow(allocated, live)
-        if self._index is not None:
+        if self._index is not None and self._index.has_files:
             # Where nothing is live too: the lists have to know of the slots that there are now.
-            order = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
-            self._index.moved(np.concatenate(order), allocated)
+            slots = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
+            self._index.moved(np.concatenate(slots), allocated)
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""

@@ -43,6 +43,9 @@ COMPARED = 0.03
 """Of the work of searches, so much may go into comparing."""
 
 
+BEING_MADE = "an inverted file for as many entries as there are now is being made"
+
+
 class Index:
     """The inverted files of one bank, one for each head; none where exact search is the better choice.
 
@@ -54,6 +57,7 @@ class Index:
         self._spec = spec
         self._files: list[InvertedFile | None] = [None] * spec.heads
         self._growing: InvertedFile | None = None
+        self._trains = False
         self._job: Generator[int, None, None] | None = None
         self._samples: list[deque[tuple[Float32, int]]] = [deque(maxlen=SAMPLES) for _ in range(spec.heads)]
         self._fresh = [0] * spec.heads
@@ -77,6 +81,7 @@ class Index:
             probes=max(file.probes for file in files),
             recall=self._recall,
             sampled=self._sampled,
+            reason=BEING_MADE if self._trains else "",
         )
 
     def clear(self) -> None:
@@ -87,6 +92,11 @@ class Index:
             file.clear()
         for query, _ in (sample for samples in self._samples for sample in samples):
             query.fill(0)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there are any, or will be."""
+        return bool(self._all_files())
 
     @property
     def bytes(self) -> int:
@@ -145,6 +155,7 @@ class Index:
                 self._job = self._next_job()
             took = next(self._job, None)
             if took is None:
+                self._trains = False
                 self._job = None
                 continue
             done += took
@@ -188,7 +199,7 @@ class Index:
 
     def _train(self, head: int) -> Generator[int, None, None]:
         entries, dim = _entries(self._live), self._spec.key_dim
-        lists = lists_for(entries)
+        lists, self._trains = lists_for(entries), True
         size = min(entries, TRAINED_PER_LIST * lists, SAMPLE_BYTES_MAX // (4 * dim))
         sample = np.zeros((size, dim), dtype=np.float32)
         try:
@@ -296,6 +307,8 @@ class Index:
         return [file for file in (*self._files, self._growing) if file is not None]
 
     def _reason(self) -> str:
+        if self._trains:
+            return BEING_MADE
         if self._spec.recall >= 1:
             return "recall 1.0 needs exact search"
         if any(self._given_up_at):

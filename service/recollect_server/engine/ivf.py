@@ -136,24 +136,25 @@ class InvertedFile:
         count, dim = queries.shape
         left = yield 0
         best = kernels.Best(count, top_k)
-        for part in common(self.pending, live):
-            scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
-            left = yield work.searched(count, part.stop - part.start, dim)
         plan = kernels.inverted(kernels.nearest(queries, self.centroids, self.probes), len(self.centroids))
         left = yield work.searched(count, len(self.centroids), dim + SELECT)
         whole = slice(0, len(self.centroids))
         if count * self.probes * (PAIR + (self._typical + ROW) * dim) <= left:
             self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=whole)
             yield int(count * self.probes * (PAIR + self._typical * dim))
-            return best.ordered()
-        each = self._work_of_lists(plan[0], dim)
-        first = 0
-        while first < whole.stop:
-            reached = np.searchsorted(each, (each[first - 1] if first else 0) + left, side="right")
-            lists = slice(first, min(whole.stop, max(first + 1, int(reached))))
-            self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=lists)
-            left = yield int(each[lists.stop - 1] - (each[first - 1] if first else 0))
-            first = lists.stop
+        else:
+            each = self._work_of_lists(plan[0], dim)
+            first = 0
+            while first < whole.stop:
+                reached = np.searchsorted(each, (each[first - 1] if first else 0) + left, side="right")
+                lists = slice(first, min(whole.stop, max(first + 1, int(reached))))
+                self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=lists)
+                left = yield int(each[lists.stop - 1] - (each[first - 1] if first else 0))
+                first = lists.stop
+        # Last, when there is something to compare them with.
+        for part in common(self.pending, live):
+            scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
+            yield work.searched(count, part.stop - part.start, dim)
         return best.ordered()
 
     def learn(self, queries: Float32, hits: Int64) -> float:

@@ -24,7 +24,7 @@ STEP = 24_000_000
 SLICE = 16 * STEP
 """Of one turn; then the bank's own calls have theirs."""
 
-PENDING_MIN = 1024
+PENDING_MIN = 512
 """So many entries are put into lists at once."""
 
 TRAINED_PER_LIST, ROUNDS = 24, 6

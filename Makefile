@@ -100,7 +100,7 @@ proto-check: $(PROTO_STAMP)
 
 .PHONY: bench
 bench: bench-peers  ## every workload beside its limits and its peers, as a report in docs/benchmarks (20 minutes)
-	@.venv/bin/recollect bench --out docs/benchmarks $(ARGS)
+	@OMP_WAIT_POLICY=passive OPENBLAS_THREAD_TIMEOUT=4 .venv/bin/recollect bench --out docs/benchmarks $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: $(DEV_STAMP)  ## install what the benchmark compares with, each into an environment below .bench/

@@ -56,52 +56,30 @@ class GrpcTransport:
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
-        with traced(method, self._url) as headers:
-            return self._call(method, request, reply_type, timeout_s, self._metadata + headers)
-
-    def _call(
-        self,
-        method: str,
-        request: Message,
-        reply_type: type[Reply],
-        timeout_s: float | None,
-        metadata: Metadata,
-    ) -> Reply:
-        with self._translated():
+        with traced(method, self._url) as headers, self._translated():
             multicallable = self._channel.unary_unary(
                 method,
                 request_serializer=_serialize,
                 response_deserializer=reply_type.FromString,
             )
-            reply: Reply = multicallable(request, timeout=timeout_s, metadata=metadata)
+            reply: Reply = multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
         return reply
 
     def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and hands each part of its answer on."""
-        with traced(method, self._url) as headers:
-            return self._stream(method, request, collector, timeout_s, self._metadata + headers)
-
-    def _stream(
-        self,
-        method: str,
-        request: Message,
-        collector: Collector[Reply],
-        timeout_s: float | None,
-        metadata: Metadata,
-    ) -> Reply:
-        with self._translated():
+        with traced(method, self._url) as headers, self._translated():
             open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
                 method, request_serializer=_serialize
             )
-            parts = open_stream(request, timeout=timeout_s, metadata=metadata)
+            parts = open_stream(request, timeout=timeout_s, metadata=self._metadata + headers)
             try:
                 for part in parts:
                     collector.take(part)
             finally:
                 parts.cancel()  # of a call that is over: nothing
-        return collector.finish()
+            return collector.finish()
 
     @contextmanager
     def _translated(self) -> Generator[None]:
@@ -138,54 +116,30 @@ class AsyncGrpcTransport:
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
-        with traced(method, self._url) as headers:
-            return await self._call(method, request, reply_type, timeout_s, self._metadata + headers)
-
-    async def _call(
-        self,
-        method: str,
-        request: Message,
-        reply_type: type[Reply],
-        timeout_s: float | None,
-        metadata: Metadata,
-    ) -> Reply:
-        channel = self._channel = self._channel or self._open()
-        with self._translated():
-            multicallable = channel.unary_unary(
+        with traced(method, self._url) as headers, self._translated():
+            multicallable = self._opened().unary_unary(
                 method,
                 request_serializer=_serialize,
                 response_deserializer=reply_type.FromString,
             )
-            reply: Reply = await multicallable(request, timeout=timeout_s, metadata=metadata)
+            reply: Reply = await multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
         return reply
 
     async def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and hands each part of its answer on."""
-        with traced(method, self._url) as headers:
-            return await self._stream(method, request, collector, timeout_s, self._metadata + headers)
-
-    async def _stream(
-        self,
-        method: str,
-        request: Message,
-        collector: Collector[Reply],
-        timeout_s: float | None,
-        metadata: Metadata,
-    ) -> Reply:
-        channel = self._channel = self._channel or self._open()
-        with self._translated():
-            open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = channel.unary_stream(
+        with traced(method, self._url) as headers, self._translated():
+            open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._opened().unary_stream(
                 method, request_serializer=_serialize
             )
-            parts = open_stream(request, timeout=timeout_s, metadata=metadata)
+            parts = open_stream(request, timeout=timeout_s, metadata=self._metadata + headers)
             try:
                 async for part in parts:
                     collector.take(part)
             finally:
                 parts.cancel()  # of a call that is over: nothing
-        return collector.finish()
+            return collector.finish()
 
     @contextmanager
     def _translated(self) -> Generator[None]:
@@ -205,6 +159,11 @@ class AsyncGrpcTransport:
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
+
+    def _opened(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = self._open()
+        return self._channel
 
     def _open(self) -> grpc.aio.Channel:
         if self._credentials is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import recollect
 from recollect_bench.datasets import Floats
@@ -17,7 +16,7 @@ LAYER, STREAM = 1, "a"
 BLOCK = 8192
 TOP_K = 32
 QUIET_S, PATIENCE_S = 1.0, 4.0
-ENGINE_FIELDS = ("index", "lists", "probes", "reason")
+Index = Literal["exact", "ivf", "auto"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -36,8 +35,8 @@ def namespace(
     value_dim: int | None = None,
     capacity: int,
     heads: int = 1,
-    index: str | None = None,
-    recall: float | None = None,
+    index: Index = "auto",
+    recall: float = 0.95,
     dtype: Dtype = "float32",
 ) -> recollect.Namespace:
     """An empty namespace of one layer, `LAYER`.
@@ -49,24 +48,12 @@ def namespace(
         value_dim: Size of a value; None: that of a key.
         capacity: Entries of a stream.
         heads: Of keys and values.
-        index: "exact", "ivf" or "auto"; None: what the server does by itself.
-        recall: To hold; None: what the server holds by itself.
+        index: "exact", "ivf" or "auto".
+        recall: To hold.
         dtype: Of what is stored and sent.
 
-    Raises:
-        NotImplementedError: An index or a recall is named, but this client cannot name one.
     """
-    chosen: dict[str, object] = {}
-    if index is not None:
-        chosen["index"] = index
-    if recall is not None:
-        chosen["recall"] = recall
-    for argument in chosen:
-        if not can_choose(argument):
-            raise NotImplementedError(f"this version of recollect has no choice of {argument}")
-    # Looked up by name, so that versions without these arguments can be measured too.
-    create = cast("Callable[..., recollect.Namespace]", client.create_namespace)
-    return create(
+    return client.create_namespace(
         name,
         layers=[LAYER],
         heads=heads,
@@ -74,13 +61,9 @@ def namespace(
         value_dim=value_dim or dim,
         capacity=capacity,
         dtype=dtype,
-        **chosen,
+        index=index,
+        recall=recall,
     )
-
-
-def can_choose(argument: str) -> bool:
-    """Whether `create_namespace` has an argument of this name: "index" or "recall"."""
-    return argument in inspect.signature(recollect.Client.create_namespace).parameters
 
 
 def fill(space: recollect.Namespace, keys: Floats, values: Floats, *, stream: str = STREAM) -> int:
@@ -106,7 +89,7 @@ def fill(space: recollect.Namespace, keys: Floats, values: Floats, *, stream: st
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What answers a bank's reads, as the server says it; one that does not say searches all.
+    """What answers a bank's reads, as the server says it.
 
     Attributes:
         index: "exact" or "ivf".
@@ -128,14 +111,8 @@ class Engine:
 
 def engine_of(space: recollect.Namespace, *, stream: str = STREAM) -> Engine:
     """What answers now."""
-    banks = space.stats(streams=[stream]).banks
-    said = {field: getattr(banks[0], field, None) for field in ENGINE_FIELDS} if banks else {}
-    return Engine(
-        index=str(said.get("index") or "exact"),
-        lists=int(said.get("lists") or 0),
-        probes=int(said.get("probes") or 0),
-        reason=str(said.get("reason") or ""),
-    )
+    (bank,) = space.stats(streams=[stream]).banks
+    return Engine(bank.index, lists=bank.lists, probes=bank.probes, reason=bank.reason)
 
 
 def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> Engine:
@@ -150,7 +127,7 @@ def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> En
     Returns:
         What answers at the end.
     """
-    wanted = str(getattr(space.spec, "index", "exact"))
+    wanted = space.spec.index
     begun = changed = time.monotonic()
     now = engine_of(space)
     while wanted != "exact":

@@ -9,7 +9,7 @@ from recollect_bench import datasets
 from recollect_bench.memory import (
     LAYER,
     STREAM,
-    can_choose,
+    Index,
     engine_of,
     fill,
     namespace,
@@ -25,7 +25,7 @@ from recollect_bench.truth import recall
 SIZES = (4096, 32_768, 131_072, 524_288)
 QUESTIONS = (1, 8, 512, 4096)
 TOP_K, SAMPLE = 32, 64
-ENGINES: tuple[str, ...] = ("exact", "ivf", "auto")
+ENGINES: tuple[Index, ...] = ("exact", "ivf", "auto")
 GOAL = "<= 1.15"
 RECALL_LEAST = 0.95
 """A fixed choice whose recall is lower is no choice."""
@@ -34,18 +34,16 @@ RECALL_LEAST = 0.95
 def run(scale: Scale) -> Outcome:
     """Auto / the best of exact and ivf, each data set and size."""
     outcome = Outcome()
-    if not can_choose("index"):
-        outcome.figures.append(Figure("auto", "all", "-", note="this version has no choice of index"))
-        return outcome
     sizes = sorted({scale.size(size) for size in SIZES})
     for name in scale.data or datasets.names():
         data = datasets.make(name, entries=sizes[-1], queries=max(QUESTIONS), seed=scale.seed)
         with server_and_client() as (_, client):
-            spaces = {
+            spaces: dict[str, recollect.Namespace] = {
                 engine: namespace(client, engine, dim=data.dim, capacity=sizes[-1], index=engine)
                 for engine in ENGINES
             }
-            held, first_ids = 0, dict.fromkeys(ENGINES, 0)
+            held = 0
+            first_ids: dict[str, int] = dict.fromkeys(ENGINES, 0)
             for size in sizes:
                 for engine, space in spaces.items():
                     first = fill(space, data.keys[held:size], data.values[held:size])

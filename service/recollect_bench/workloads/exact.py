@@ -7,7 +7,6 @@ from recollect_bench import datasets, limits
 from recollect_bench.memory import (
     LAYER,
     STREAM,
-    can_choose,
     fill,
     namespace,
     server_and_client,
@@ -29,11 +28,10 @@ def run(scale: Scale) -> Outcome:
     outcome = Outcome()
     entries = scale.size(ENTRIES)
     data = datasets.make("sphere", entries=entries, queries=max(QUESTIONS), seed=scale.seed)
-    index = "exact" if can_choose("index") else None
     with recollect.connect("embedded://", timeout_s=600) as inside, server_and_client() as (_, outside):
         spaces, firsts = {}, {}
         for place, client in {"embedded": inside, "gRPC": outside}.items():
-            spaces[place] = namespace(client, "exact", dim=data.dim, capacity=entries, index=index)
+            spaces[place] = namespace(client, "exact", dim=data.dim, capacity=entries, index="exact")
             firsts[place] = fill(spaces[place], data.keys, data.values)
         for number in QUESTIONS:
             queries = data.queries[: scale.size(number, least=32)]

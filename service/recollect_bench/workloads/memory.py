@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recollect_bench import datasets
-from recollect_bench.memory import can_choose, fill, namespace, server_and_client, settle
+from recollect_bench.memory import Index, fill, namespace, server_and_client, settle
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 
@@ -18,7 +18,8 @@ def run(scale: Scale) -> Outcome:
     outcome = Outcome()
     entries = scale.size(ENTRIES)
     data = datasets.make("subspace", entries=entries, queries=64, seed=scale.seed)
-    for index in ("exact", "ivf", "auto") if can_choose("index") else (None,):
+    choices: tuple[Index, ...] = ("exact", "ivf", "auto")
+    for index in choices:
         with server_and_client() as (server, client):
             warm = namespace(client, "warm", dim=data.dim, capacity=64)
             fill(warm, data.keys[:64], data.values[:64])
@@ -31,7 +32,7 @@ def run(scale: Scale) -> Outcome:
         outcome.figures.append(
             Figure(
                 "memory",
-                f"{index or 'default index'}, {entries:,} x {data.dim} float32",
+                f"{index}, {entries:,} x {data.dim} float32",
                 f"{beyond / entries:.1f} bytes per entry",
                 ratio=beyond / entries,
                 goal=GOAL,

@@ -7,7 +7,6 @@ from recollect_bench import datasets
 from recollect_bench.memory import (
     LAYER,
     STREAM,
-    can_choose,
     fill,
     namespace,
     server_and_client,
@@ -34,7 +33,7 @@ def run(scale: Scale) -> Outcome:
         data = datasets.make(name, entries=entries, queries=scale.size(QUESTION, least=32), seed=scale.seed)
         lines = outcome.series.setdefault(f"{RECALL_PLOT}{name}, {len(data.queries)} queries", {})
         with server_and_client() as (_, client):
-            for wanted in RECALLS if can_choose("recall") else (None,):
+            for wanted in RECALLS:
                 space = namespace(client, f"r{wanted}", dim=data.dim, capacity=entries, recall=wanted)
                 first = fill(space, data.keys, data.values)
                 engine = settle(space, data.queries, seconds=scale.seconds_max / 2)
@@ -44,9 +43,14 @@ def run(scale: Scale) -> Outcome:
                 calls: dict[str, Call] = {"recollect": _search(space, asked)}
                 spread = alternate(calls, rounds=scale.rounds, seconds_max=5)["recollect"]
                 lines.setdefault("recollect", []).append((reached, spread.median_s * 1e3))
-                case = f"{name}, asked for {wanted}" if wanted else name
                 outcome.figures.append(
-                    Figure("tradeoff", case, str(spread), recall=reached, note=str(engine))
+                    Figure(
+                        "tradeoff",
+                        f"{name}, asked for {wanted}",
+                        str(spread),
+                        recall=reached,
+                        note=str(engine),
+                    )
                 )
         for peer in scale.peers:
             if (reason := reason_absent(peer)) is not None:

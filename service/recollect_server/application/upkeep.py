@@ -37,13 +37,6 @@ class _Place:
         return self.namespace.record.uid, self.stream, self.layer
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    is_unfinished: bool = False
-    recall: float | None = None
-    queries: int = 0
-
-
 class Upkeep:
     """Gives background work its turns, in the lane of its namespace: so it runs beside none of its calls.
 
@@ -69,7 +62,10 @@ class Upkeep:
         for stream in command.streams:
             place = _Place(namespace, stream, command.layer)
             bank = self._bank(place)
-            if bank is not None and bank.wants_upkeep and place.key not in self._under_way:
+            if bank is None:
+                continue
+            self._tell_recall(namespace, bank)
+            if bank.wants_upkeep and place.key not in self._under_way:
                 self._queue(place)
 
     def _queue(self, place: _Place) -> None:
@@ -87,34 +83,36 @@ class Upkeep:
             self._under_way.add(place.key)
             future.add_done_callback(partial(self._tell, loop, place))
 
-    def _steps(self, place: _Place) -> Steps[_Outcome]:
+    def _steps(self, place: _Place) -> Steps[bool]:
+        """Whether there is more to do."""
         bank = self._bank(place)
         if bank is None:
             yield 0
-            return _Outcome()
-        before = bank.index_state.sampled
-        is_unfinished = yield from bank.upkeep()
-        state = bank.index_state
-        return _Outcome(is_unfinished, state.recall, max(0, state.sampled - before))
+            return False
+        return (yield from bank.upkeep())
 
     def _bank(self, place: _Place) -> Bank | None:
         memory = self._memories.peek(place.namespace.record)
         return None if memory is None else memory.bank(place.stream, place.layer, missing_ok=True)
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, place: _Place, future: Future[_Outcome]) -> None:
+    def _tell(self, loop: asyncio.AbstractEventLoop, place: _Place, future: Future[bool]) -> None:
         """From the thread that did the work. A loop that is closed has nobody to tell."""
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._ended, place, future)
 
-    def _ended(self, place: _Place, future: Future[_Outcome]) -> None:
+    def _ended(self, place: _Place, future: Future[bool]) -> None:
         self._under_way.discard(place.key)
         error = future.exception()
         if error is not None:
             log.error("upkeep of an index failed; exact search goes on", exc_info=error)
             return
-        outcome = future.result()
-        if outcome.queries and outcome.recall is not None:
-            tenant = place.namespace.record.tenant
-            self._telemetry.recall_sampled(tenant, outcome.recall, queries=outcome.queries)
-        if outcome.is_unfinished:
+        bank = self._bank(place)
+        if bank is not None:
+            self._tell_recall(place.namespace, bank)
+        if future.result():
             self._queue(place)
+
+    def _tell_recall(self, namespace: Namespace, bank: Bank) -> None:
+        queries, recall = bank.untold_recall()
+        if queries:
+            self._telemetry.recall_sampled(namespace.record.tenant, recall, queries=queries)

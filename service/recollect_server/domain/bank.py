@@ -24,13 +24,14 @@ class Bank:
         usage: Of its namespace; told of every change.
     """
 
-    __slots__ = ("_store", "_usage", "ring", "spec")
+    __slots__ = ("_store", "_told", "_usage", "ring", "spec")
 
     def __init__(self, spec: NamespaceSpec, store: Store, *, first_sequence: int, usage: Usage) -> None:
         self.spec = spec
         self.ring = Ring(spec.capacity, first_sequence=first_sequence)
         self._store = store
         self._usage = usage
+        self._told = (0, 0.0)
 
     @property
     def allocated_bytes(self) -> int:
@@ -63,6 +64,18 @@ class Bank:
     def index_state(self) -> IndexState:
         """What answers reads now. Safe to ask from any thread."""
         return self._store.index_state
+
+    def untold_recall(self) -> tuple[int, float]:
+        """Queries that were compared with exact search since it was last asked, and their recall.
+
+        Safe to ask from one thread beside the device's: stores count `found` before `sampled`.
+        """
+        state, (sampled, found) = self._store.index_state, self._told
+        queries = state.sampled - sampled
+        if not queries:
+            return 0, 0.0
+        self._told = state.sampled, state.found
+        return queries, (state.found - found) / queries
 
     @property
     def wants_upkeep(self) -> bool:

@@ -51,6 +51,7 @@ class IndexState:
         probes: Lists that a query looks into; 0 if there is none.
         recall: Of queries sampled lately, against exact search; None before any.
         sampled: Queries compared since the bank was made.
+        found: The sum of their recalls.
         reason: Why exact search answers where the namespace asks for an inverted file, or that another one
             is being made; "" otherwise.
     """
@@ -60,6 +61,7 @@ class IndexState:
     probes: int = 0
     recall: float | None = None
     sampled: int = 0
+    found: float = 0.0
     reason: str = ""
 
 

@@ -14,7 +14,8 @@ from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_cpu, faiss_cpu
 from recollect_server.engine.cpu_buffers import CpuBuffers
-from recollect_server.engine.tiles import tokens_of_part
+from recollect_server.engine.no_upkeep import NoUpkeep
+from recollect_server.engine.tiles import in_parts
 
 NARROW_ROWS_MAX = 2**31
 """Float32 keys are searched where they lie."""
@@ -26,7 +27,7 @@ GATHERED_BYTES_MAX = 1024 * 1024
 """Retrieved pairs are gathered in blocks of so many bytes: in the cache, work on them is twice as fast."""
 
 
-class FaissStore(CpuBuffers):
+class FaissStore(NoUpkeep, CpuBuffers):
     """Implements the `Store` port, always by exact search.
 
     Args:
@@ -45,17 +46,6 @@ class FaissStore(CpuBuffers):
         """See `Store.index_state`."""
         asked = self._spec.index is not IndexChoice.EXACT
         return IndexState(reason="the kernels were not compiled" if asked else "")
-
-    def wants_upkeep(self, live: Sequence[slice]) -> bool:
-        """See `Store.wants_upkeep`."""
-        del live
-        return False
-
-    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
-        """See `Store.upkeep`."""
-        del live
-        yield 0
-        return False
 
     def search_work(self, queries: int, entries: int) -> int:
         """See `Store.search_work`."""
@@ -90,17 +80,13 @@ class FaissStore(CpuBuffers):
         if not live:
             return Attention(output=output, lse=lse, slots=hits.slots)
         group, each = query_heads // self._spec.heads, work.gathered(top_k, self._spec.value_dim)
-        left, most = (yield 0), self._gathered_tokens_max(top_k)
-        for head in range(query_heads):
-            first = 0
-            while first < tokens:
-                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
-                part = slice(first, first + size)
-                v = self._gather(self._values[head // group], hits.slots[head, part])  # [t, K, Dv]
-                scaled = np.float32(scale) * hits.scores[head, part]
-                output[head, part], lse[head, part] = attention_cpu.attend(scaled, v)
-                first += size
-                left = yield size * each
+
+        def weigh(head: int, part: slice) -> None:
+            v = self._gather(self._values[head // group], hits.slots[head, part])  # [t, K, Dv]
+            scaled = np.float32(scale) * hits.scores[head, part]
+            output[head, part], lse[head, part] = attention_cpu.attend(scaled, v)
+
+        yield from in_parts(query_heads, tokens, each=each, most=self._gathered_tokens_max(top_k), do=weigh)
         return Attention(output=output, lse=lse, slots=hits.slots)
 
     def attend_backward(
@@ -113,31 +99,27 @@ class FaissStore(CpuBuffers):
         grad_lse: Float32 | None,
     ) -> Steps[Float32]:
         """See `Store.attend_backward`."""
-        left = yield 0
         q, go = queries.float32(), grad_output.float32()
         gradient = np.zeros(q.shape, dtype=np.float32)
-        if not (slots >= 0).any():
-            return gradient
         query_heads, tokens, top_k = slots.shape
-        group, most = query_heads // self._spec.heads, self._gathered_tokens_max(top_k)
+        group = query_heads // self._spec.heads
         each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
-        for head in range(query_heads):
-            first = 0
-            while first < tokens:
-                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
-                part = slice(first, first + size)
-                chosen = slots[head, part]
-                gradient[head, part] = attention_cpu.attend_backward(
-                    q[head, part],
-                    self._gather(self._keys[head // group], chosen),
-                    self._gather(self._values[head // group], chosen),
-                    present=chosen >= 0,
-                    scale=scale,
-                    grad_output=go[head, part],
-                    grad_lse=None if grad_lse is None else grad_lse[head, part],
-                )
-                first += size
-                left = yield size * each
+
+        def derive(head: int, part: slice) -> None:
+            chosen = slots[head, part]
+            gradient[head, part] = attention_cpu.attend_backward(
+                q[head, part],
+                self._gather(self._keys[head // group], chosen),
+                self._gather(self._values[head // group], chosen),
+                present=chosen >= 0,
+                scale=scale,
+                grad_output=go[head, part],
+                grad_lse=None if grad_lse is None else grad_lse[head, part],
+            )
+
+        if (slots >= 0).any():
+            most = self._gathered_tokens_max(top_k)
+            yield from in_parts(query_heads, tokens, each=each, most=most, do=derive)
         return gradient
 
     def _keys_of(self, head: int, slots: slice) -> Float32:

@@ -10,12 +10,12 @@ from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, to_float32
 from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
-from recollect_server.domain.spec import IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.ivf import scan_exactly
-from recollect_server.engine.tiles import tokens_of_part
+from recollect_server.engine.tiles import in_parts
 from recollect_server.engine.upkeep import Index
 
 QUERIES_MAX = 1024
@@ -102,7 +102,7 @@ class KernelStore(CpuBuffers):
         slots = np.empty((*grouped.shape[:2], top_k), dtype=np.int64)
         for heads, part in _blocks(*grouped.shape[:2]):
             asked = grouped[heads, part]
-            found = yield from self._found(asked, queries, heads, live=live, top_k=top_k, exact=exact)
+            found = yield from self._found(asked, queries.dtype, heads, live=live, top_k=top_k, exact=exact)
             scores[heads, part], slots[heads, part] = found
         shape = (*queries.shape[:2], top_k)
         return Hits(scores=scores.reshape(shape), slots=slots.reshape(shape))
@@ -118,7 +118,7 @@ class KernelStore(CpuBuffers):
         slots = np.empty((*heads_and_queries, top_k), dtype=np.int64)
         for heads, part in _blocks(*heads_and_queries):
             asked = grouped[heads, part]
-            found = yield from self._found(asked, queries, heads, live=live, top_k=top_k, exact=exact)
+            found = yield from self._found(asked, queries.dtype, heads, live=live, top_k=top_k, exact=exact)
             slots[heads, part] = found[1]
             kernels.attend(
                 *found,
@@ -144,31 +144,27 @@ class KernelStore(CpuBuffers):
         grad_lse: Float32 | None,
     ) -> Steps[Float32]:
         """See `Store.attend_backward`."""
-        left = yield 0
         q, go = queries.float32(), grad_output.float32()
         gradient = np.zeros(q.shape, dtype=np.float32)
-        if not (slots >= 0).any():
-            return gradient
         query_heads, tokens, top_k = slots.shape
         group = query_heads // self._spec.heads
         each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
-        for head in range(query_heads):
-            first, bank_head = 0, slice(head // group, head // group + 1)
-            while first < tokens:
-                size = tokens_of_part(left, tokens=tokens - first, each=each, most=tokens)
-                part = slice(first, first + size)
-                gradient[head, part] = kernels.attend_backward(
-                    q[None, head, part],
-                    np.ascontiguousarray(slots[None, head, part]),
-                    self._keys[bank_head],
-                    self._values[bank_head],
-                    dtype=self._spec.dtype,
-                    scale=scale,
-                    grad_output=go[None, head, part],
-                    grad_lse=None if grad_lse is None else np.ascontiguousarray(grad_lse[None, head, part]),
-                )[0]
-                first += size
-                left = yield size * each
+
+        def derive(head: int, part: slice) -> None:
+            bank_head = slice(head // group, head // group + 1)
+            gradient[head, part] = kernels.attend_backward(
+                q[None, head, part],
+                np.ascontiguousarray(slots[None, head, part]),
+                self._keys[bank_head],
+                self._values[bank_head],
+                dtype=self._spec.dtype,
+                scale=scale,
+                grad_output=go[None, head, part],
+                grad_lse=None if grad_lse is None else np.ascontiguousarray(grad_lse[None, head, part]),
+            )[0]
+
+        if (slots >= 0).any():
+            yield from in_parts(query_heads, tokens, each=each, most=tokens, do=derive)
         return gradient
 
     def _grouped(self, queries: DenseArray) -> Raw:
@@ -177,58 +173,37 @@ class KernelStore(CpuBuffers):
         return raw.reshape(self._spec.heads, -1, self._spec.key_dim)
 
     def _found(
-        self,
-        asked: Raw,
-        queries: DenseArray,
-        heads: slice,
-        *,
-        live: Sequence[slice],
-        top_k: int,
-        exact: bool,
+        self, asked: Raw, dtype: Dtype, heads: slice, *, live: Sequence[slice], top_k: int, exact: bool
     ) -> Steps[tuple[Float32, Int64]]:
         """Scores and slots [h, n, K] of queries asked [h, n, Dk] of some heads."""
+        index = self._index
+        if exact or index is None:
+            return (yield from self._scanned(asked, dtype, heads, live=live, top_k=top_k))
         count, dim = asked.shape[1:]
         entries = sum(part.stop - part.start for part in live)
-        shape = (*asked.shape[:2], top_k)
-        file = None if exact or self._index is None else self._index.file_for(heads.start, count, entries)
-        if file is None:
-            found = yield from self._scanned(asked, queries, heads, live=live, top_k=top_k)
-        else:
-            found = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
-            for row, head in enumerate(range(heads.start, heads.stop)):
-                found[0][row], found[1][row] = yield from self._found_in_lists(
-                    asked[row : row + 1], queries, head, live=live, top_k=top_k
-                )
-        if self._index is not None and not exact:
-            for row, head in enumerate(range(heads.start, heads.stop)):
-                cost = (
-                    work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
-                )
-                asked_32 = to_float32(asked[row, :: max(1, count // 16)], queries.dtype)
-                self._index.searched(head, asked_32, top_k, entries=entries, cost=cost)
-        return found[0].reshape(shape), found[1].reshape(shape)
-
-    def _found_in_lists(
-        self, asked: Raw, queries: DenseArray, head: int, *, live: Sequence[slice], top_k: int
-    ) -> Steps[tuple[Float32, Int64]]:
-        """Of one head, which may have no file though another one has."""
-        count = asked.shape[1]
-        entries = sum(part.stop - part.start for part in live)
-        file = None if self._index is None else self._index.file_for(head, count, entries)
-        if file is None:
-            return (yield from self._scanned(asked, queries, slice(head, head + 1), live=live, top_k=top_k))
-        return (
-            yield from file.search(
-                to_float32(asked[0], queries.dtype),
-                self._keys[head],
-                self._spec.dtype,
-                live=live,
-                top_k=top_k,
-            )
-        )
+        files = [index.file_for(head, count, entries) for head in range(heads.start, heads.stop)]
+        for head, queries in zip(range(heads.start, heads.stop), asked, strict=True):
+            file = files[head - heads.start]
+            cost = work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
+            some = to_float32(queries[:: max(1, count // 16)], dtype)
+            index.searched(head, some, top_k, entries=entries, cost=cost)
+        if not any(files):
+            return (yield from self._scanned(asked, dtype, heads, live=live, top_k=top_k))
+        scores = np.empty((*asked.shape[:2], top_k), dtype=np.float32)
+        slots = np.empty(scores.shape, dtype=np.int64)
+        for row, file in enumerate(files):
+            head = heads.start + row
+            if file is None:
+                one, alone = slice(head, head + 1), asked[row : row + 1]
+                found = yield from self._scanned(alone, dtype, one, live=live, top_k=top_k)
+            else:
+                queries, keys = to_float32(asked[row], dtype), self._keys[head]
+                found = yield from file.search(queries, keys, self._spec.dtype, live=live, top_k=top_k)
+            scores[row], slots[row] = found
+        return scores, slots
 
     def _scanned(
-        self, asked: Raw, queries: DenseArray, heads: slice, *, live: Sequence[slice], top_k: int
+        self, asked: Raw, dtype: Dtype, heads: slice, *, live: Sequence[slice], top_k: int
     ) -> Steps[tuple[Float32, Int64]]:
         """By exact search."""
         left = yield 0
@@ -244,7 +219,7 @@ class KernelStore(CpuBuffers):
                     best,
                     asked,
                     self._keys[heads],
-                    query_dtype=queries.dtype,
+                    query_dtype=dtype,
                     dtype=self._spec.dtype,
                     rows=rows,
                 )

@@ -6,6 +6,9 @@ half precision, copying) is done once for all queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from recollect_server.domain.steps import Steps
 from recollect_server.domain.work import READ_AS_QUERIES
 
 TILE_QUERIES = 256
@@ -32,3 +35,25 @@ def queries_of_tile(left: int, *, queries: int, rows: int, dim: int) -> int:
 def tokens_of_part(left: int, *, tokens: int, each: int, most: int) -> int:
     """How many of `tokens` that take `each` multiply-adds to do in one step; from 1 to `most`."""
     return min(tokens, most, max(1, left // each))
+
+
+def in_parts(
+    heads: int, tokens: int, *, each: int, most: int, do: Callable[[int, slice], None]
+) -> Steps[None]:
+    """Does something for the tokens of each head, as many of them in a step as it may take.
+
+    Args:
+        heads: How many.
+        tokens: Of each head.
+        each: Multiply-adds of one token.
+        most: Tokens of a step.
+        do: Given a head and which of its tokens.
+    """
+    left = yield 0
+    for head in range(heads):
+        first = 0
+        while first < tokens:
+            size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
+            do(head, slice(first, first + size))
+            first += size
+            left = yield size * each

@@ -19,7 +19,8 @@ from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_torch, torch_scan
-from recollect_server.engine.tiles import tokens_of_part
+from recollect_server.engine.no_upkeep import NoUpkeep
+from recollect_server.engine.tiles import in_parts, tokens_of_part
 from recollect_server.engine.torch_choice import AUTO, Choice
 from recollect_server.engine.torch_index import BankIndex, IndexRule
 from recollect_server.engine.torch_search import ExactSearch, searches_for
@@ -74,7 +75,7 @@ class TorchDevice:
         return TorchStore(spec, self._device, self._choice, index=rule)
 
 
-class TorchStore:
+class TorchStore(NoUpkeep):
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
     __slots__ = ("_choice", "_device", "_index", "_keys", "_spec", "_values")
@@ -125,17 +126,6 @@ class TorchStore:
         """See `Store.index_state`."""
         return self._index.state
 
-    def wants_upkeep(self, live: Sequence[slice]) -> bool:
-        """See `Store.wants_upkeep`. Never: the inverted file is trained and filled after reads."""
-        del live
-        return False
-
-    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
-        """See `Store.upkeep`."""
-        del live
-        yield 0
-        return False
-
     def search_work(self, queries: int, entries: int) -> int:
         """See `Store.search_work`."""
         return self._spec.heads * self._index.search_work(queries, entries, dim=self._spec.key_dim)
@@ -183,32 +173,29 @@ class TorchStore:
         grad_lse: Float32 | None,
     ) -> Steps[Float32]:
         """See `Store.attend_backward`."""
-        left = yield 0
         q, go = self._upload(queries).float(), self._upload(grad_output).float()
         gradient = torch.zeros_like(q)
-        if not (slots >= 0).any():
-            return np.zeros(gradient.shape, dtype=np.float32)
         chosen = torch.from_numpy(slots).to(self._device)
         glse = None if grad_lse is None else torch.from_numpy(grad_lse.copy()).to(self._device)
         query_heads, tokens, top_k = slots.shape
-        group, most = query_heads // self._spec.heads, self._gathered_tokens_max(top_k)
+        group = query_heads // self._spec.heads
         each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
-        for head in range(query_heads):
-            first = 0
-            while first < tokens:
-                size = tokens_of_part(left, tokens=tokens - first, each=each, most=most)
-                part = slice(first, first + size)
-                gradient[head, part] = attention_torch.attend_backward(
-                    q[head, part],
-                    _gather(self._keys[head // group], chosen[head, part]),
-                    _gather(self._values[head // group], chosen[head, part]),
-                    present=chosen[head, part] >= 0,
-                    scale=scale,
-                    grad_output=go[head, part],
-                    grad_lse=None if glse is None else glse[head, part],
-                )
-                first += size
-                left = yield from self._pause(size * each)
+
+        def derive(head: int, part: slice) -> None:
+            gradient[head, part] = attention_torch.attend_backward(
+                q[head, part],
+                _gather(self._keys[head // group], chosen[head, part]),
+                _gather(self._values[head // group], chosen[head, part]),
+                present=chosen[head, part] >= 0,
+                scale=scale,
+                grad_output=go[head, part],
+                grad_lse=None if glse is None else glse[head, part],
+            )
+            self._synchronize()
+
+        if (slots >= 0).any():
+            most = self._gathered_tokens_max(top_k)
+            yield from in_parts(query_heads, tokens, each=each, most=most, do=derive)
         result: Float32 = gradient.cpu().numpy()
         return result
 
@@ -241,9 +228,12 @@ class TorchStore:
 
     def _pause(self, done: int) -> Steps[int]:
         """Yields once what it is given to have done has been done."""
+        self._synchronize()
+        return (yield done)
+
+    def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        return (yield done)
 
     def _gathered_tokens_max(self, top_k: int) -> int:
         widest = max(self._spec.key_dim, self._spec.value_dim)

@@ -88,7 +88,7 @@ class BankIndex:
     def __init__(self, rule: IndexRule) -> None:
         self._rule = rule
         self._product: ExactSearch = ProductSearch()
-        self._sampled = 0
+        self._sampled, self._found = 0, 0.0
         self._start = self._total = self._written = 0
         self._retry_at = 0
         self._reason = ""
@@ -108,13 +108,14 @@ class BankIndex:
         """See `Store.index_state`."""
         lists, watch = self._lists, self._watch
         if lists is None or not watch.probes:
-            return IndexState(sampled=self._sampled, reason=self._reason)
+            return IndexState(sampled=self._sampled, found=self._found, reason=self._reason)
         return IndexState(
             index=IVF,
             lists=lists.centroids.shape[1],
             probes=watch.probes,
             recall=watch.recall,
             sampled=self._sampled,
+            found=self._found,
         )
 
     def search_work(self, queries: int, entries: int, *, dim: int) -> int:
@@ -216,7 +217,7 @@ class BankIndex:
         step = -(-queries.shape[1] // SAMPLED_QUERIES)
         some = queries[:, ::step].contiguous()
         wanted = yield from exact(self._product, some, keys, live=live, top_k=top_k, pause=pause)
-        self._sampled += some.shape[0] * some.shape[1]
+        compared = some.shape[0] * some.shape[1]
         most = max(1, lists.centroids.shape[1] // PROBED_MAX)
         probes = 1
         while True:
@@ -225,8 +226,12 @@ class BankIndex:
             if recall >= self._rule.recall + (1 - self._rule.recall) / 4:
                 self._watch.probes = self._watch.probes_at_first = probes
                 self._watch.recall = recall
+                self._found += compared * recall
+                self._sampled += compared
                 return
             if probes == most:
+                self._found += compared  # exact search answered them, and does from here on
+                self._sampled += compared
                 self._give_up(f"a recall of {self._rule.recall:g} would take more than {most} lists")
                 return
             probes = min(most, max(probes + 1, probes * 3 // 2))
@@ -247,6 +252,7 @@ class BankIndex:
         watch.unsampled = 0
         wanted = yield from exact(self._product, some, keys, live=live, top_k=found[0].shape[-1], pause=pause)
         recall, goal = recall_of(found[0][:, ::step], wanted[0]), self._rule.recall
+        self._found += heads * some.shape[1] * recall
         self._sampled += heads * some.shape[1]
         watch.compared += heads * some.shape[1]
         watch.recall = recall if watch.recall is None else 0.7 * watch.recall + 0.3 * recall

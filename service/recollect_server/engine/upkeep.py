@@ -64,7 +64,9 @@ class Index:
         self._searched = 0  # work of searches since the last comparison
         self._given_up_at = [0] * spec.heads  # entries, when lists were found to be of no use
         self._written = [0] * spec.heads  # since then
-        self._sampled, self._recall = 0, None if spec.recall < 1 else 1.0
+        self._sampled, self._found = 0, 0.0
+        self._recall = None if spec.recall < 1 else 1.0
+        self._too_few = False
         self._moves = 0  # times that entries came to other slots
         self._keys: Raw = np.empty((0, 0, 0), dtype=np.float32)
         self._live: Sequence[slice] = ()
@@ -73,14 +75,17 @@ class Index:
     def state(self) -> IndexState:
         """See `Store.index_state`."""
         files = [file for file in self._files if file is not None]
-        if not files:
-            return IndexState(recall=self._recall, sampled=self._sampled, reason=self._reason())
+        if not files or self._too_few:
+            return IndexState(
+                recall=self._recall, sampled=self._sampled, found=self._found, reason=self._reason()
+            )
         return IndexState(
             index="ivf",
             lists=len(files[0].centroids),
             probes=max(file.probes for file in files),
             recall=self._recall,
             sampled=self._sampled,
+            found=self._found,
             reason=BEING_MADE if self._trains else "",
         )
 
@@ -117,7 +122,8 @@ class Index:
 
     def searched(self, head: int, queries: Float32, top_k: int, *, entries: int, cost: int) -> None:
         """Notes a search, and keeps a few of its queries [N, D] for comparing."""
-        if entries < ENTRIES_MIN[self._spec.index] or self._spec.recall >= 1:
+        self._too_few = entries < ENTRIES_MIN[self._spec.index]
+        if self._too_few or self._spec.recall >= 1:
             return
         self._searched += cost
         self._fresh[head] += 1
@@ -153,7 +159,7 @@ class Index:
         while done < SLICE and self.wants_upkeep(live):
             if self._job is None:
                 self._job = self._next_job()
-            took = next(self._job, None)
+            took = None if self._job is None else next(self._job, None)
             if took is None:
                 self._trains = False
                 self._job = None
@@ -163,13 +169,10 @@ class Index:
         self._keys = self._keys[:0]
         return self.wants_upkeep(live)
 
-    def _next_job(self) -> Generator[int, None, None]:
+    def _next_job(self) -> Generator[int, None, None] | None:
         entries = _entries(self._live)
-        for head in range(self._spec.heads):
-            task = self._task(head, entries)
-            if task is not None:
-                return task(head)
-        return iter_nothing()
+        tasks = ((head, self._task(head, entries)) for head in range(self._spec.heads))
+        return next((task(head) for head, task in tasks if task is not None), None)
 
     def _task(self, head: int, entries: int) -> Callable[[int], Generator[int, None, None]] | None:
         """What is to be done for a head."""
@@ -242,6 +245,7 @@ class Index:
         self._searched = 0
         if count:
             self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
+            self._found += count * recall
             self._sampled += count
         if not self._is_useful(file, _entries(self._live)):
             self._replace(head, None)
@@ -311,7 +315,7 @@ class Index:
             return BEING_MADE
         if self._spec.recall >= 1:
             return "recall 1.0 needs exact search"
-        if any(self._given_up_at):
+        if any(self._given_up_at) and not self._too_few:
             return "no inverted file would be faster at the recall that is asked for, with keys as they are"
         return "too few entries or queries for an inverted file so far"
 
@@ -322,11 +326,6 @@ _FLOAT32 = kernels.FLOAT32
 def lists_for(entries: int) -> int:
     """How many lists: the power of two next to four times the square root."""
     return int(2 ** round(np.log2(4 * np.sqrt(max(1, entries)))))
-
-
-def iter_nothing() -> Generator[int, None, None]:
-    """No work."""
-    yield from ()
 
 
 def _centroids(sample: Float32, lists: int) -> Generator[int, None, Float32]:

@@ -255,3 +255,20 @@ def test_nothing_is_learnt_from_entries_that_move(monkeypatch: pytest.MonkeyPatc
     after = bank.bank.index_state
     assert (after.index, after.probes, after.sampled) == ("ivf", before.probes, before.sampled)
     assert bank.check(bank.draw(made, 100)) >= 0.9
+
+
+def test_recall_is_told_once_and_as_it_was() -> None:
+    """Metrics count a comparison twice, or tell a running average in place of what was found."""
+    made, bank = Mixture(), IndexedBank(4000)
+    bank.add(bank.draw(made, 4000))
+    bank.trained(made)
+    told = [bank.bank.untold_recall()]
+    for _ in range(40):
+        bank.read(made, 4)
+        bank.upkeep()
+        told.append(bank.bank.untold_recall())
+    state = bank.bank.index_state
+    assert sum(queries for queries, _ in told) == state.sampled > 0
+    np.testing.assert_allclose(sum(queries * recall for queries, recall in told), state.found)
+    assert all(0 <= recall <= 1 for _, recall in told)
+    assert bank.bank.untold_recall() == (0, 0.0)

@@ -177,15 +177,11 @@ static void pack(const Rows& rows, int64_t first, int dim, float* panel) {
     }
 }
 
-// Products of M queries with a panel, and the candidates among them.
-template <int M, class Rows, class Filter>
-static inline void multiply(const float* const* queries, const int64_t* ids, const float* panel, int dim,
-                            const Rows& rows, int64_t first, const float* bias, const RcBest& best,
-                            const Filter& wanted) {
-    Vec low[M], high[M];
-    for (int m = 0; m < M; ++m) low[m] = high[m] = zero();
+// Products of M queries with a panel: those with its first W keys, and with the others.
+template <int M>
+static inline void products(const float* const* queries, const float* panel, int dim, Vec* low, Vec* high) {
     const float* q[M];
-    for (int m = 0; m < M; ++m) q[m] = queries[m];
+    for (int m = 0; m < M; ++m) q[m] = queries[m], low[m] = high[m] = zero();
     for (int d = 0; d < dim; ++d) {
         const Vec a = load(panel + d * NR), b = load(panel + d * NR + W);
 #pragma GCC unroll 8
@@ -195,6 +191,15 @@ static inline void multiply(const float* const* queries, const int64_t* ids, con
             high[m] = fma(x, b, high[m]);
         }
     }
+}
+
+// The candidates among them.
+template <int M, class Rows, class Filter>
+static inline void multiply(const float* const* queries, const int64_t* ids, const float* panel, int dim,
+                            const Rows& rows, int64_t first, const float* bias, const RcBest& best,
+                            const Filter& wanted) {
+    Vec low[M], high[M];
+    products<M>(queries, panel, dim, low, high);
     const int64_t left = rows.size() - first;
     const uint64_t there = left >= NR ? ~0ull : (1ull << left) - 1;
     Vec bias_low = zero(), bias_high = zero();
@@ -333,18 +338,10 @@ static void probe(const RcProbe& p, const RcBest& best, int32_t first_list, int3
 // ---- the nearest lists ----
 
 template <int M>
-static inline void products(const float* const* q, const float* panel, int dim, float* out, int64_t stride) {
+static inline void write_products(const float* const* queries, const float* panel, int dim, float* out,
+                                  int64_t stride) {
     Vec low[M], high[M];
-    for (int m = 0; m < M; ++m) low[m] = high[m] = zero();
-    for (int d = 0; d < dim; ++d) {
-        const Vec a = load(panel + d * NR), b = load(panel + d * NR + W);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            const Vec x = broadcast(q[m][d]);
-            low[m] = fma(x, a, low[m]);
-            high[m] = fma(x, b, high[m]);
-        }
-    }
+    products<M>(queries, panel, dim, low, high);
     for (int m = 0; m < M; ++m) store(out + m * stride, low[m]), store(out + m * stride + W, high[m]);
 }
 
@@ -385,8 +382,8 @@ static void nearest(const float* queries, int64_t n, const float* centroids, int
         for (int64_t q = 0; q < n; q += MR) {
             const float* pointers[MR];
             for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * dim;
-            if (n - q == 1) products<1>(pointers, panel, dim, scores + q * padded + p, padded);
-            else products<MR>(pointers, panel, dim, scores + q * padded + p, padded);
+            if (n - q == 1) write_products<1>(pointers, panel, dim, scores + q * padded + p, padded);
+            else write_products<MR>(pointers, panel, dim, scores + q * padded + p, padded);
         }
     }
     for (int64_t q = 0; q < n; ++q) {

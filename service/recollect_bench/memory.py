@@ -16,6 +16,8 @@ LAYER, STREAM = 1, "a"
 BLOCK = 8192
 TOP_K = 32
 QUIET_S, PATIENCE_S = 1.0, 4.0
+UNDISTURBED_S = 0.25
+"""What is made in the background takes turns with the searches of the same namespace."""
 Index = Literal["exact", "ivf", "auto"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -139,6 +141,8 @@ def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> En
         patience = QUIET_S if known else PATIENCE_S if wanted == "auto" and not under_way else seconds
         if moment - begun > seconds or moment - changed > patience:
             break
+        if under_way:
+            time.sleep(UNDISTURBED_S)
     return now
 
 

@@ -24,8 +24,8 @@ def fetch_pairs(bank: Bank, slots: Int64, keys: Raw, values: Raw) -> Steps[None]
         size = min(tokens - first, max(1, left // each))
         part = slice(first, first + size)
         if keys.shape[-1]:
-            keys[:, part] = bank.keys(slots[:, part]).raw
+            bank.keys(slots[:, part], into=keys[:, part])
         if values.shape[-1]:
-            values[:, part] = bank.values(slots[:, part]).raw
+            bank.values(slots[:, part], into=values[:, part])
         first += size
         left = yield size * each

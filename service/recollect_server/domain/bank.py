@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.errors import StaleEntryError
 from recollect_server.domain.eviction import Oldest, Selector, condemned, is_prefix
 from recollect_server.domain.ports import Attention, Hits, IndexState, Store
@@ -131,13 +131,13 @@ class Bank:
         """Ids of slots (any shape); -1 stays -1."""
         return self.ring.ids_of_slots(slots)
 
-    def keys(self, slots: Int64) -> DenseArray:
-        """Keys [Hq, T, K, Dk]."""
-        return self._store.keys(slots)
+    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+        """Keys [Hq, T, K, Dk], written to `into` if it is given."""
+        return self._store.keys(slots, into=into)
 
-    def values(self, slots: Int64) -> DenseArray:
-        """Values [Hq, T, K, Dv]."""
-        return self._store.values(slots)
+    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+        """Values [Hq, T, K, Dv], written to `into` if it is given."""
+        return self._store.values(slots, into=into)
 
     def evict(self, selector: Selector, *, now_s: float) -> int:
         """Removes what the selector names; returns how many entries that were."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.identity import Principal
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import NamespaceSpec
@@ -132,12 +132,12 @@ class Store(Protocol):
         """The gradient [Hq, T, Dk] of `attend` with respect to the queries, over `slots`."""
         ...
 
-    def keys(self, slots: Int64) -> DenseArray:
-        """Keys [Hq, T, K, Dk] of slots [Hq, T, K]; 0 for -1."""
+    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+        """Keys [Hq, T, K, Dk] of slots [Hq, T, K]; 0 for -1. Written to `into`, if it is given."""
         ...
 
-    def values(self, slots: Int64) -> DenseArray:
-        """Values [Hq, T, K, Dv] of slots [Hq, T, K]; 0 for -1."""
+    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+        """Values [Hq, T, K, Dv] of slots [Hq, T, K]; 0 for -1. Written to `into`, if it is given."""
         ...
 
 

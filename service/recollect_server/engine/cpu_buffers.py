@@ -46,22 +46,27 @@ class CpuBuffers:
         self._keys = _zeros(self._spec, 0, self._spec.key_dim)
         self._values = _zeros(self._spec, 0, self._spec.value_dim)
 
-    def keys(self, slots: Int64) -> DenseArray:
+    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
         """See `Store.keys`."""
-        return self._pairs(self._keys, slots)
+        return self._pairs(self._keys, slots, into)
 
-    def values(self, slots: Int64) -> DenseArray:
+    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
         """See `Store.values`."""
-        return self._pairs(self._values, slots)
+        return self._pairs(self._values, slots, into)
 
-    def _pairs(self, buffer: Raw, slots: Int64) -> DenseArray:
+    def _pairs(self, buffer: Raw, slots: Int64, into: Raw | None) -> DenseArray:
         query_heads = slots.shape[0]
         group = query_heads // self._spec.heads
-        pairs = np.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype)
+        pairs = np.empty((*slots.shape, buffer.shape[2]), dtype=buffer.dtype) if into is None else into
         for head in range(query_heads):
-            present = slots[head] >= 0
-            pairs[head][present] = buffer[head // group][slots[head][present]]
+            self._gather_rows(buffer[head // group], slots[head], pairs[head])
         return DenseArray(pairs, self._spec.dtype)
+
+    def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:
+        """Rows [slots, D] at `slots` [T, K], to `into` [T, K, D]; 0 for -1."""
+        present = slots >= 0
+        into[present] = rows[slots[present]]
+        into[~present] = 0
 
 
 def _zeros(spec: NamespaceSpec, slots: int, dim: int) -> Raw:

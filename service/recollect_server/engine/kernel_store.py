@@ -229,13 +229,9 @@ class KernelStore(CpuBuffers):
         shape = (several, each, top_k)
         return scores.reshape(shape), slots.reshape(shape)
 
-    def _pairs(self, buffer: Raw, slots: Int64) -> DenseArray:
-        query_heads = slots.shape[0]
-        group = query_heads // self._spec.heads
-        pairs = np.empty((*slots.shape, buffer.shape[2]), dtype=buffer.dtype)
-        for head in range(query_heads):
-            kernels.gather(buffer[head // group], np.ascontiguousarray(slots[head]), pairs[head])
-        return DenseArray(pairs, self._spec.dtype)
+    def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:
+        """See `CpuBuffers`; `into` is contiguous."""
+        kernels.gather(rows, np.ascontiguousarray(slots), into)
 
 
 def _blocks(heads: int, queries: int) -> Iterator[tuple[slice, slice]]:

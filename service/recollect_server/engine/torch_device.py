@@ -199,13 +199,13 @@ class TorchStore(NoUpkeep):
         result: Float32 = gradient.cpu().numpy()
         return result
 
-    def keys(self, slots: Int64) -> DenseArray:
+    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
         """See `Store.keys`."""
-        return self._pairs(self._keys, slots)
+        return self._pairs(self._keys, slots, into)
 
-    def values(self, slots: Int64) -> DenseArray:
+    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
         """See `Store.values`."""
-        return self._pairs(self._values, slots)
+        return self._pairs(self._values, slots, into)
 
     def _search(
         self, q: Tensor, live: Sequence[slice], top_k: int, *, exact: bool
@@ -239,14 +239,18 @@ class TorchStore(NoUpkeep):
         widest = max(self._spec.key_dim, self._spec.value_dim)
         return max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
 
-    def _pairs(self, buffer: Tensor, slots: Int64) -> DenseArray:
+    def _pairs(self, buffer: Tensor, slots: Int64, into: Raw | None) -> DenseArray:
         chosen = torch.from_numpy(slots).to(self._device)
         group = slots.shape[0] // self._spec.heads
         pairs = torch.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype, device=self._device)
         for head in range(slots.shape[0]):
             present = chosen[head] >= 0
             pairs[head][present] = buffer[head // group][chosen[head][present]]
-        return _download(pairs, self._spec.dtype)
+        fetched = _download(pairs, self._spec.dtype)
+        if into is None:
+            return fetched
+        into[...] = fetched.raw
+        return DenseArray(into, self._spec.dtype)
 
     def _upload(self, array: DenseArray) -> Tensor:
         # torch.from_numpy wants a writable array and knows no bfloat16: its bits travel as int16.

@@ -15,13 +15,16 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import Message
 
 from recollect._work import Collector, Reply
 from recollect.errors import DeadlineExceededError
 from recollect.v1 import memory_pb2 as pb
+
+if TYPE_CHECKING:
+    from recollect._transport import AsyncTransport
 
 ROWS_MAX = 64
 """Of a batch, and of what is put into one."""
@@ -31,20 +34,6 @@ SMALL_BYTES = 32 * 1024
 
 BATCH_BYTES = 512 * 1024
 """Of the queries and ids of a batch: one message, far below any server's limit."""
-
-
-class AsyncInner(Protocol):
-    """What carries the messages within one event loop."""
-
-    async def call(
-        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
-    ) -> Reply: ...
-
-    async def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
-    ) -> Reply: ...
-
-    async def close(self) -> None: ...
 
 
 class _Waiting:
@@ -128,7 +117,7 @@ class AsyncCoalescing:
         inner: What carries the messages.
     """
 
-    def __init__(self, inner: AsyncInner) -> None:
+    def __init__(self, inner: AsyncTransport) -> None:
         self._inner = inner
         self._flights: _Flights = _Flights()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -33,7 +33,10 @@ def run(scale: Scale) -> Outcome:
     value_dim = data.values.shape[1]
     reason = reason_absent("faiss") if scale.peers else "no peers wanted"
     with server_and_client() as (_, client):
-        space = namespace(client, "decode", dim=data.dim, value_dim=value_dim, capacity=entries)
+        # As stored and sent by default; what is judged is float32.
+        space = namespace(
+            client, "decode", dim=data.dim, value_dim=value_dim, capacity=entries, dtype="float16"
+        )
         first = fill(space, data.keys, data.values)
         engine = settle(space, data.queries[:QUERIES], seconds=3 * scale.seconds_max)
         asked, step = with_heads(data.queries), data.queries[:QUERIES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Generic, cast
 
@@ -65,7 +66,21 @@ class SearchAnswer(Generic[A]):
             return {number: array.reshape(-1).view(np.uint8) for number, array in opened.items()}
 
         self._chunked.pop(index, None)  # of an attempt that failed
-        return ChunkedAnswer(open_arrays)
+        return ChunkedAnswer(open_arrays, size_bytes=self._size_bytes(index))
+
+    def _size_bytes(self, index: int) -> int:
+        """Of all arrays of part `index`, as they travel."""
+        arrays = (
+            (pb.SEARCH_ARRAY_SCORES, self._scores),
+            (pb.SEARCH_ARRAY_IDS, self._ids),
+            (pb.SEARCH_ARRAY_KEYS, self._keys),
+            (pb.SEARCH_ARRAY_VALUES, self._values),
+        )
+        return sum(
+            math.prod(whole.shape_of(index)) * self._wire_kinds[number][0].itemsize
+            for number, whole in arrays
+            if whole is not None
+        )
 
     def _accept_chunked(
         self, index: int, reply: pb.SearchResponse, arrays: dict[int, npt.NDArray[np.generic]]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import Message
 
-from recollect._work import Collector, Reply
+from recollect._work import Collector, Reply, Upload
 from recollect.errors import DeadlineExceededError
 from recollect.v1 import memory_pb2 as pb
 
@@ -150,6 +150,12 @@ class AsyncCoalescing:
     ) -> Reply:
         """Sends one request on its own: what is streamed is large."""
         return await self._inner.stream(method, request, collector, timeout_s=timeout_s)
+
+    async def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request on its own: entries are large."""
+        return await self._inner.upload(method, upload, reply_type, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Closes the transport beneath."""

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from google.protobuf.message import Message
 
 from recollect._extensions import load_extension
-from recollect._work import Collector, Reply
+from recollect._work import Collector, Reply, Upload
 from recollect.errors import InternalError, error_from_status
 from recollect.v1 import memory_pb2 as pb
 
@@ -76,6 +76,12 @@ class EmbeddedTransport:
         collector.take_first(part)
         return collector.finish()
 
+    def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Hands one request over whole: all memory is shared here."""
+        return self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
+
     def close(self) -> None:
         """Closes the server in this process."""
         self._server.close()
@@ -100,6 +106,12 @@ class AsyncEmbeddedTransport:
         return await asyncio.to_thread(
             self._transport.stream, method, request, collector, timeout_s=timeout_s
         )
+
+    async def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Hands one request over whole: all memory is shared here."""
+        return await self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Closes the server in this process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import cast
@@ -10,10 +11,18 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from recollect._regions import (
+    REFUSALS,
+    Region,
+    RegionPool,
+    asked_into,
+    is_of_region,
+    open_request,
+)
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
-from recollect._work import Collector, Reply
+from recollect._work import OPEN_REGION, SEARCH, Collector, Reply, Upload
 from recollect.errors import ClosedError, RecollectError, error_from_status
 from recollect.v1 import memory_pb2 as pb
 
@@ -50,6 +59,7 @@ class GrpcTransport:
             self._channel = grpc.insecure_channel(target.address, options=_OPTIONS)
         else:
             self._channel = grpc.secure_channel(target.address, credentials, options=_OPTIONS)
+        self._regions = RegionPool(target.socket_path)
         self._closed = False
 
     def call(
@@ -68,7 +78,18 @@ class GrpcTransport:
     def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
-        """Sends one request and hands each part of its answer on."""
+        """Sends one request and hands each part of its answer on, or all of it in shared memory."""
+        region = self._region(collector.size_bytes, timeout_s)
+        if region is not None:
+            asked = asked_into(request, region)
+            try:
+                with self._regions.lent(region):
+                    answer = self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
+                    collector.take_shared(answer, region.memory)
+                return collector.finish()
+            except RecollectError as error:
+                if not is_of_region(error):
+                    raise
         with traced(method, self._url) as headers, self._translated():
             open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
                 method, request_serializer=_serialize
@@ -80,6 +101,35 @@ class GrpcTransport:
             finally:
                 parts.cancel()  # of a call that is over: nothing
             return collector.finish()
+
+    def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request, its tensors in shared memory if there is some, and waits for its answer."""
+        region = self._region(upload.size_bytes, timeout_s)
+        if region is not None:
+            try:
+                with self._regions.lent(region):
+                    return self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
+            except RecollectError as error:
+                if not is_of_region(error):
+                    raise
+        return self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
+
+    def _region(self, size_bytes: int, timeout_s: float | None) -> Region | None:
+        """One for a call; None where the server shares none, or all are in use."""
+        region = self._regions.take(size_bytes)
+        if region is not None or not self._regions.may_open():
+            return region
+        try:
+            asked = open_request(size_bytes)
+            opened = self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=timeout_s)
+            return self._regions.attach(opened)
+        except BaseException as error:
+            self._regions.give_up(None)
+            if isinstance(error, REFUSALS):
+                return None
+            raise
 
     @contextmanager
     def _translated(self) -> Generator[None]:
@@ -98,6 +148,7 @@ class GrpcTransport:
     def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
         self._closed = True
+        self._regions.close()
         self._channel.close()
 
 
@@ -110,6 +161,7 @@ class AsyncGrpcTransport:
         self._metadata = _bearer(token)
         self._credentials = _encryption(target, tls)
         self._channel: grpc.aio.Channel | None = None
+        self._regions = RegionPool(target.socket_path)
         self._closed = False
 
     async def call(
@@ -128,7 +180,18 @@ class AsyncGrpcTransport:
     async def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
-        """Sends one request and hands each part of its answer on."""
+        """Sends one request and hands each part of its answer on, or all of it in shared memory."""
+        region = await self._region(collector.size_bytes, timeout_s)
+        if region is not None:
+            asked = asked_into(request, region)
+            try:
+                with self._regions.lent(region):
+                    answer = await self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
+                    collector.take_shared(answer, region.memory)
+                return collector.finish()
+            except RecollectError as error:
+                if not is_of_region(error):
+                    raise
         with traced(method, self._url) as headers, self._translated():
             open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._opened().unary_stream(
                 method, request_serializer=_serialize
@@ -140,6 +203,35 @@ class AsyncGrpcTransport:
             finally:
                 parts.cancel()  # of a call that is over: nothing
             return collector.finish()
+
+    async def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Sends one request, its tensors in shared memory if there is some, and waits for its answer."""
+        region = await self._region(upload.size_bytes, timeout_s)
+        if region is not None:
+            try:
+                with self._regions.lent(region):
+                    return await self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
+            except RecollectError as error:
+                if not is_of_region(error):
+                    raise
+        return await self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
+
+    async def _region(self, size_bytes: int, timeout_s: float | None) -> Region | None:
+        """One for a call; None where the server shares none, or all are in use."""
+        region = self._regions.take(size_bytes)
+        if region is not None or not self._regions.may_open():
+            return region
+        try:
+            asked = open_request(size_bytes)
+            opened = await self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=timeout_s)
+            return await asyncio.to_thread(self._regions.attach, opened)
+        except BaseException as error:
+            self._regions.give_up(None)
+            if isinstance(error, REFUSALS):
+                return None
+            raise
 
     @contextmanager
     def _translated(self) -> Generator[None]:
@@ -157,6 +249,7 @@ class AsyncGrpcTransport:
     async def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
         self._closed = True
+        self._regions.close()
         if self._channel is not None:
             await self._channel.close()
 

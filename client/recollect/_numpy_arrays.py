@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from recollect._bits import LARGEST, Floats, Ids, Wire, from_bits, has_infinite, to_bits
+from recollect._bits import LARGEST, Floats, Ids, Wire, from_bits, has_infinite, to_bits, to_float32
 from recollect._results import Dtype
 from recollect.errors import InvalidArgumentError
 
@@ -62,6 +62,8 @@ class NumpyArray:
         values = from_bits(bits, dtype)
         if exponents is not None:
             values = np.ldexp(values.astype(np.float32, copy=False), exponents[..., None])
+        if values.dtype == np.float16 and self._array.dtype == np.float32:
+            return _read_only(to_float32(values.astype(np.float16, copy=False)))
         with np.errstate(over="ignore", under="ignore"):
             return _read_only(values.astype(self._array.dtype, copy=False))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from recollect._administration import get_server_info
 from recollect._checks import check_int
@@ -66,20 +66,25 @@ class Runner:
         return work.finish()
 
     def _send(self, work: Work[Reply, Result], index: int, deadline: Deadline) -> Reply:
-        request = work.build(index)
+        send = self._sending(work, index)
         attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
         while True:
             try:
-                if work.collect is not None:
-                    return self._transport.stream(
-                        work.method, request, work.collect(index), timeout_s=deadline.left_s()
-                    )
-                return self._transport.call(
-                    work.method, request, work.reply_type, timeout_s=deadline.left_s()
-                )
+                return send(deadline.left_s())
             except RecollectError as error:
                 pause_s = attempts.pause_s(error)
             time.sleep(pause_s)
+
+    def _sending(self, work: Work[Reply, Result], index: int) -> Callable[[float | None], Reply]:
+        """What sends a part within so many seconds: the same request each time."""
+        transport, upload, collect = self._transport, work.upload, work.collect
+        if upload is not None:
+            entries = upload(index)
+            return lambda left_s: transport.upload(work.method, entries, work.reply_type, timeout_s=left_s)
+        request = work.build(index)
+        if collect is not None:
+            return lambda left_s: transport.stream(work.method, request, collect(index), timeout_s=left_s)
+        return lambda left_s: transport.call(work.method, request, work.reply_type, timeout_s=left_s)
 
 
 class AsyncRunner:
@@ -123,20 +128,25 @@ class AsyncRunner:
         return work.finish()
 
     async def _send(self, work: Work[Reply, Result], index: int, deadline: Deadline) -> Reply:
-        request = work.build(index)
+        send = self._sending(work, index)
         attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
         while True:
             try:
-                if work.collect is not None:
-                    return await self._transport.stream(
-                        work.method, request, work.collect(index), timeout_s=deadline.left_s()
-                    )
-                return await self._transport.call(
-                    work.method, request, work.reply_type, timeout_s=deadline.left_s()
-                )
+                return await send(deadline.left_s())
             except RecollectError as error:
                 pause_s = attempts.pause_s(error)
             await asyncio.sleep(pause_s)
+
+    def _sending(self, work: Work[Reply, Result], index: int) -> Callable[[float | None], Awaitable[Reply]]:
+        """What sends a part within so many seconds: the same request each time."""
+        transport, upload, collect = self._transport, work.upload, work.collect
+        if upload is not None:
+            entries = upload(index)
+            return lambda left_s: transport.upload(work.method, entries, work.reply_type, timeout_s=left_s)
+        request = work.build(index)
+        if collect is not None:
+            return lambda left_s: transport.stream(work.method, request, collect(index), timeout_s=left_s)
+        return lambda left_s: transport.call(work.method, request, work.reply_type, timeout_s=left_s)
 
 
 async def _all_or_none(tasks: list[asyncio.Task[None]]) -> None:

@@ -27,9 +27,13 @@ class ChunkedAnswer:
 
     Args:
         open_arrays: Checks the first part, and gives the bytes of each array to write to.
+        size_bytes: Of all arrays together.
     """
 
-    def __init__(self, open_arrays: Callable[[pb.SearchResponse], dict[int, Bytes]]) -> None:
+    def __init__(
+        self, open_arrays: Callable[[pb.SearchResponse], dict[int, Bytes]], *, size_bytes: int
+    ) -> None:
+        self.size_bytes = size_bytes
         self._open = open_arrays
         self._answer: pb.SearchResponse | None = None
         self._arrays: dict[int, Bytes] = {}
@@ -59,6 +63,27 @@ class ChunkedAnswer:
         if not part.answer.scores.data:
             self._arrays = self._open(part.answer)
             self._filled = dict.fromkeys(self._arrays, 0)
+
+    def take_shared(self, answer: pb.SearchResponse, memory: Bytes) -> None:
+        """Takes an answer whose arrays lie in memory that is shared with the server: all of it.
+
+        Raises:
+            InternalError: They do not.
+        """
+        self._answer = answer
+        self._arrays = self._open(answer)
+        places = {
+            pb.SEARCH_ARRAY_SCORES: answer.scores,
+            pb.SEARCH_ARRAY_IDS: answer.ids.offsets,
+            pb.SEARCH_ARRAY_KEYS: answer.keys,
+            pb.SEARCH_ARRAY_VALUES: answer.values,
+        }
+        for number, array in self._arrays.items():
+            offset = places[pb.SearchArray.ValueType(number)].offset
+            if not 0 <= offset <= memory.size - array.size:
+                raise _bad_stream(f"array {number} at byte {offset} of {memory.size}")
+            array[:] = memory[offset : offset + array.size]
+            self._filled[number] = array.size
 
     def finish(self) -> pb.SearchResponse:
         """The first part's answer, once all bytes have come.

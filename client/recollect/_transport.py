@@ -11,7 +11,7 @@ from recollect._embedded_transport import AsyncEmbeddedTransport, EmbeddedTransp
 from recollect._grpc_transport import AsyncGrpcTransport, GrpcTransport
 from recollect._tls import TLS
 from recollect._url import Target
-from recollect._work import Collector, Reply
+from recollect._work import Collector, Reply, Upload
 
 
 class Transport(Protocol):
@@ -23,6 +23,10 @@ class Transport(Protocol):
 
     def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply: ...
+
+    def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply: ...
 
     def close(self) -> None: ...
@@ -37,6 +41,10 @@ class AsyncTransport(Protocol):
 
     async def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+    ) -> Reply: ...
+
+    async def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply: ...
 
     async def close(self) -> None: ...

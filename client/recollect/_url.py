@@ -24,12 +24,14 @@ class Target:
         url: As the user wrote it, for messages.
         address: What gRPC dials; "" for embedded.
         is_local: Whether bytes stay on this machine.
+        socket_path: Of a unix socket; None: it is none.
     """
 
     kind: Literal["grpc", "grpcs", "unix", "embedded"]
     url: str
     address: str
     is_local: bool
+    socket_path: str | None = None
 
 
 def parse_url(url: str) -> Target:
@@ -121,7 +123,7 @@ def _parse_unix(url: str, path: str) -> Target:
         raise _refusal(
             f"url names a socket path of {length} bytes; the system allows {_SOCKET_PATH_BYTES_MAX}: {url!r}"
         )
-    return Target("unix", url, f"unix:{path}", is_local=True)
+    return Target("unix", url, f"unix:{path}", is_local=True, socket_path=path)
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import Message
 
+from recollect._regions import Region
 from recollect.v1 import memory_pb2 as pb
 
 Reply = TypeVar("Reply", bound=Message)
@@ -26,6 +29,7 @@ SEARCH_STREAM = f"{_MEMORY}SearchStream"
 ATTEND = f"{_MEMORY}Attend"
 ATTEND_BACKWARD = f"{_MEMORY}AttendBackward"
 EVICT = f"{_MEMORY}Evict"
+OPEN_REGION = f"{_MEMORY}OpenRegion"
 CREATE_NAMESPACE = f"{_NAMESPACES}CreateNamespace"
 GET_NAMESPACE = f"{_NAMESPACES}GetNamespace"
 LIST_NAMESPACES = f"{_NAMESPACES}ListNamespaces"
@@ -41,7 +45,23 @@ class Collector(Protocol[Reply_co]):
 
     def take_first(self, part: pb.SearchPart) -> None: ...
 
+    def take_shared(self, answer: pb.SearchResponse, memory: npt.NDArray[np.uint8]) -> None: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
     def finish(self) -> Reply_co: ...
+
+
+class Upload(Protocol):
+    """A request with tensors that may travel beside its message."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def whole(self) -> Message: ...
+
+    def beside(self, region: Region) -> Message: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,7 @@ class Work(Generic[Reply, Result]):
         accept: Takes the answer to a part. Parts may be answered in any order.
         finish: The result, after every answer.
         collect: Takes the chunks of a part's answer, a new one for each attempt; None: it is one message.
+        upload: The request of a part in place of `build`, where its tensors are worth sharing; None: not.
     """
 
     method: str
@@ -70,6 +91,7 @@ class Work(Generic[Reply, Result]):
     accept: Callable[[int, Reply], None]
     finish: Callable[[], Result]
     collect: Callable[[int], Collector[Reply]] | None = None
+    upload: Callable[[int], Upload] | None = None
 
 
 def single(

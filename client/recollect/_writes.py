@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from recollect._bits import WIRE_DTYPES
+from recollect._bits import WIRE_DTYPES, Wire
 from recollect._checks import (
     check_int,
     check_ints,
@@ -17,7 +19,8 @@ from recollect._checks import (
     check_text,
     refusal,
 )
-from recollect._results import AddResult, Array, EvictResult, Limits, NamespaceSpec
+from recollect._regions import SHARED_FROM_BYTES, Region
+from recollect._results import DTYPE_NUMBERS, AddResult, Array, Dtype, EvictResult, Limits, NamespaceSpec
 from recollect._splitting import Part, RowSequences, TokenBytes, even_slices, split_grid
 from recollect._tensor import floats_message, user_array
 from recollect._work import ADD, EVICT, Work
@@ -51,39 +54,98 @@ def prepare_add(
     names = check_names("streams", streams, count=rows, distinct=True)
     row_lengths = check_ints("lengths", lengths, rows, minimum=0, maximum=tokens) or [tokens] * rows
     tokens = max(1, *row_lengths)  # padding beyond the longest row stays here
-    wire_keys = user_keys.to_wire(spec.dtype)
-    wire_values = user_values.to_wire(spec.dtype)
-    base_id = _request_id(request_id)
-    token_bytes = spec.heads * (spec.key_dim + spec.value_dim) * WIRE_DTYPES[spec.dtype].itemsize
+    batch = _Batch(
+        namespace=namespace,
+        spec=spec,
+        layer=layer,
+        streams=names,
+        lengths=row_lengths,
+        keys=user_keys.to_wire(spec.dtype)[:, :, :tokens],
+        values=user_values.to_wire(spec.dtype)[:, :, :tokens],
+        request_id=_request_id(request_id),
+    )
+    return batch.split
 
-    def split(limits: Limits) -> AddWork:
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """All that an add adds: checked and converted, and not yet split."""
+
+    namespace: str
+    spec: NamespaceSpec
+    layer: int
+    streams: list[str]
+    lengths: list[int]
+    keys: Wire
+    values: Wire
+    request_id: str
+
+    def split(self, limits: Limits) -> AddWork:
+        rows, heads, tokens, _ = self.keys.shape
+        dims = self.spec.key_dim + self.spec.value_dim
         parts = split_grid(
             rows,
             tokens,
-            TokenBytes(up=token_bytes, down=1),
-            names=names,
-            namespace=namespace,
+            TokenBytes(up=heads * dims * WIRE_DTYPES[self.spec.dtype].itemsize, down=1),
+            names=self.streams,
+            namespace=self.namespace,
             limits=limits,
             hint="Make the namespace with fewer or smaller heads, or raise the server's limit",
         )
         answer = _AddAnswer(parts, rows)
+        shared = self.keys.nbytes + self.values.nbytes >= SHARED_FROM_BYTES
+        return Work(
+            ADD,
+            pb.AddResponse,
+            retry_safe=True,
+            concurrent=False,
+            count=len(parts),
+            build=lambda index: self._part(parts, index).whole(),
+            accept=answer.accept,
+            finish=answer.finish,
+            upload=partial(self._part, parts) if shared else None,
+        )
 
-        def build(index: int) -> pb.AddRequest:
-            part = parts[index]
-            start, stop = part.tokens.start, part.tokens.stop
-            return pb.AddRequest(
-                namespace=namespace,
-                layer=layer,
-                streams=names[part.rows],
-                keys=floats_message(wire_keys[part.rows, :, part.tokens], spec.dtype),
-                values=floats_message(wire_values[part.rows, :, part.tokens], spec.dtype),
-                lengths=[min(max(length - start, 0), stop - start) for length in row_lengths[part.rows]],
-                request_id=_part_id(base_id, index, len(parts)),
-            )
+    def _part(self, parts: Sequence[Part], index: int) -> _Entries:
+        rows, tokens = parts[index].rows, parts[index].tokens
+        size = tokens.stop - tokens.start
+        request = pb.AddRequest(
+            namespace=self.namespace,
+            layer=self.layer,
+            streams=self.streams[rows],
+            lengths=[min(max(length - tokens.start, 0), size) for length in self.lengths[rows]],
+            request_id=_part_id(self.request_id, index, len(parts)),
+        )
+        return _Entries(request, self.keys[rows, :, tokens], self.values[rows, :, tokens], self.spec.dtype)
 
-        return Work(ADD, pb.AddResponse, True, False, len(parts), build, answer.accept, answer.finish)
 
-    return split
+class _Entries:
+    """A request with keys and values, in its message or beside it."""
+
+    def __init__(self, request: pb.AddRequest, keys: Wire, values: Wire, dtype: Dtype) -> None:
+        self._request = request
+        self._arrays = (keys, values)
+        self._dtype: Dtype = dtype
+        self.size_bytes = keys.nbytes + values.nbytes
+
+    def whole(self) -> pb.AddRequest:
+        """All in the message."""
+        keys, values = (floats_message(array, self._dtype) for array in self._arrays)
+        return self._with(keys, values, b"")
+
+    def beside(self, region: Region) -> pb.AddRequest:
+        """Keys and values in a region."""
+        number = DTYPE_NUMBERS[self._dtype]
+        keys, values = (
+            pb.Tensor(dtype=number, shape=array.shape, offset=offset)
+            for array, offset in zip(self._arrays, region.put(self._arrays), strict=True)
+        )
+        return self._with(keys, values, region.id)
+
+    def _with(self, keys: pb.Tensor, values: pb.Tensor, region: bytes) -> pb.AddRequest:
+        request = pb.AddRequest(keys=keys, values=values, region=region)
+        request.MergeFrom(self._request)
+        return request
 
 
 class _AddAnswer:

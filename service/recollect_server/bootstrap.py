@@ -48,6 +48,7 @@ from recollect_server.registry.sqlite import SqliteRegistry
 from recollect_server.rpc.calls import MemoryCalls, NamespaceCalls
 from recollect_server.rpc.endpoint import METHODS, Endpoint
 from recollect_server.rpc.namespaces import ServerFacts
+from recollect_server.rpc.regions import Regions
 from recollect_server.rpc.server import RpcServer
 from recollect_server.server import Server, State, drain_by
 from recollect_server.settings import Settings
@@ -66,6 +67,7 @@ class Parts(NamedTuple):
     keys: KeyAuthenticator
     namespaces: Namespaces
     changes: Changes
+    regions: Regions
 
 
 def build_embedded_core(settings: Settings) -> Core:
@@ -108,6 +110,7 @@ def build_server(settings: Settings, *, on_drain: Callable[[], None]) -> Server:
         parts.core.endpoint,
         exposure.rpc,
         limits=settings.limits,
+        regions=parts.regions,
         credentials=None if certificates is None else grpc_server_credentials(certificates),
         is_dev=settings.dev,
     )
@@ -186,12 +189,13 @@ def _parts(settings: Settings, registry: Registry, only_tenant: str, *, telemetr
         clock=time.time,
         telemetry=telemetry,
     )
+    regions = Regions(limits)
     facts = ServerFacts(version=server_version(), device=device.name, limits=limits)
     endpoint = Endpoint(
         authenticator,
         Admission(limits, monotonic=time.monotonic),
         catalog=catalog,
-        memory=MemoryCalls(memory, turns),
+        memory=MemoryCalls(memory, turns, regions=regions, limits=limits),
         namespaces=NamespaceCalls(catalog, namespaces, facts),
         telemetry=telemetry,
     )
@@ -202,7 +206,7 @@ def _parts(settings: Settings, registry: Registry, only_tenant: str, *, telemetr
         operator_file=None if data_dir is None else data_dir / OPERATOR_KEY_FILE,
     )
     core = Core(endpoint, directory, dispatcher=dispatcher, namespaces=namespaces, first=first)
-    return Parts(core, memories, device, keys, namespaces, changes)
+    return Parts(core, memories, device, keys, namespaces, changes, regions)
 
 
 def _kept_nowhere() -> Registry:

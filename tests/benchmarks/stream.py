@@ -1,4 +1,4 @@
-"""Fetching keys and values over gRPC: streamed, split into messages, and the same bytes sent raw.
+"""Fetching keys and values over gRPC: in shared memory, streamed, split into messages, and as many raw bytes.
 
     python -m tests.benchmarks.stream [--rounds 15]
 
@@ -31,6 +31,8 @@ HEADS, TOKENS, TOP_K, DIM, ENTRIES = 8, 512, 32, 64, 4096
 CHUNK_BYTES = 1024 * 1024
 ANSWER_BYTES = HEADS * TOKENS * TOP_K * (2 * DIM * 2 + 8)
 RAW = "/raw/Stream"
+REST_S = 0.03
+"""Before each call: threads of the one before it spin for a while."""
 
 
 async def serve_raw() -> None:
@@ -67,38 +69,44 @@ def raw_stream() -> Iterator[Callable[[], None]]:
         process.terminate()
 
 
-def ways(url: str, *, split: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+def ways(url: str, name: str, *, split: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
     """Calls of one server: the search alone, and with keys and values."""
     client = recollect.connect(url)
     if split:
         # As told by a server that has no streams.
         client._runner._defaults.limits = replace(client.server_info().limits, stream_bytes_max=0)
     rng = np.random.default_rng(0)
-    name = "bench"
     ns = client.create_namespace(
-        name, layers=[0], heads=HEADS, key_dim=DIM, value_dim=DIM, capacity=ENTRIES, dtype="float16"
+        name.replace(" ", "-"),
+        layers=[0],
+        heads=HEADS,
+        key_dim=DIM,
+        value_dim=DIM,
+        capacity=ENTRIES,
+        dtype="float16",
     )
     for _ in range(4):
         pairs = rng.standard_normal((2, 1, HEADS, ENTRIES // 4, DIM)).astype(np.float16)
         ns.add(0, pairs[0], pairs[1], streams=["s"])
     q = rng.standard_normal((1, HEADS, TOKENS, DIM)).astype(np.float16)
-    if not split:
+    if name == "streamed":
         yield "search alone", lambda: ns.search(0, q, top_k=TOP_K, streams=["s"])
-    fetch = "split into messages" if split else "streamed"
-    yield fetch, lambda: ns.search(0, q, top_k=TOP_K, streams=["s"], include=["keys", "values"])
+    yield name, lambda: ns.search(0, q, top_k=TOP_K, streams=["s"], include=["keys", "values"])
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
     """Seconds of each way, round by round."""
-    with ServerProcess() as streaming, ServerProcess() as splitting, raw_stream() as raw:
+    with ServerProcess() as server, raw_stream() as raw:
         calls = {
             "raw bytes": raw,
-            **dict(ways(streaming.tcp_url, split=False)),
-            **dict(ways(splitting.tcp_url, split=True)),
+            **dict(ways(server.tcp_url, "streamed")),
+            **dict(ways(server.unix_url, "shared memory")),
+            **dict(ways(server.tcp_url, "split into messages", split=True)),
         }
         times: dict[str, list[float]] = {name: [] for name in calls}
         for turn in range(rounds + 2):
             for name, call in calls.items():
+                time.sleep(REST_S)
                 started_s = time.perf_counter()
                 call()
                 if turn >= 2:
@@ -117,11 +125,12 @@ def report(times: dict[str, list[float]]) -> str:
     ]
     return "\n".join(
         (
-            "# Fetching keys and values in chunks",
+            "# Fetching keys and values",
             "",
             f"Keys and values of {HEADS * TOKENS:,} query-heads, k={TOP_K}, {DIM} dimensions, float16: "
-            f"{ANSWER_BYTES / 1e6:.0f} MB, from {ENTRIES:,} entries, over TCP on one machine. "
-            "Repeat with `make bench-stream`. Why it is so: [ADR 22](../adr/0022-streamed-reads.md).",
+            f"{ANSWER_BYTES / 1e6:.0f} MB, from {ENTRIES:,} entries, on one machine: over TCP, or a unix socket for "
+            "shared memory. Repeat with `make bench-stream`. Why it is so: [ADR 22](../adr/0022-streamed-reads.md), "
+            "[ADR 23](../adr/0023-shared-memory.md).",
             "",
             f"On {machine()}",
             "",
@@ -130,8 +139,8 @@ def report(times: dict[str, list[float]]) -> str:
             *rows,
             "",
             "*Raw bytes* are received and thrown away: a gRPC stream of 1 MiB chunks. *Search alone* fetches ids "
-            "and scores. *Streamed* includes gathering the pairs in the server and copying them into the "
-            "caller's array. *Split* has the same server take the read in messages of 4 MiB, each of which "
+            "and scores. *Streamed* and *shared memory* include gathering the pairs in the server and copying them "
+            "into the caller's array. *Split* has the same server take the read in messages of 4 MiB, each of which "
             "searches anew.",
             "",
         )

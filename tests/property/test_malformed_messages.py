@@ -46,6 +46,8 @@ def tensors(draw: st.DrawFn) -> pb.Tensor:
         tensor.data = bytes(size) if seed < 2 else np.random.default_rng(seed).bytes(size)
     else:
         tensor.data = draw(st.binary(max_size=64))
+    if draw(st.integers(0, 9)) == 0:
+        tensor.offset = draw(int64s)
     return tensor
 
 

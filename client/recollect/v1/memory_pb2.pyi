@@ -109,8 +109,11 @@ class Tensor(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     dtype: Global___DType.ValueType
+    offset: builtins.int
+    """there is no data here: it lies in the request's region, from there on"""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -119,8 +122,11 @@ class Tensor(google.protobuf.message.Message):
         data: builtins.bytes = ...,
         dtype: Global___DType.ValueType = ...,
         shape: collections.abc.Iterable[builtins.int] | None = ...,
+        offset: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "dtype", b"dtype", "shape", b"shape"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_offset", b"_offset", "offset", b"offset"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_offset", b"_offset", "data", b"data", "dtype", b"dtype", "offset", b"offset", "shape", b"shape"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_offset", b"_offset"]) -> typing.Literal["offset"] | None: ...
 
 Global___Tensor: typing_extensions.TypeAlias = Tensor
 
@@ -166,10 +172,13 @@ class AddRequest(google.protobuf.message.Message):
     VALUES_FIELD_NUMBER: builtins.int
     LENGTHS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    REGION_FIELD_NUMBER: builtins.int
     namespace: builtins.str
     layer: builtins.int
     request_id: builtins.str
     """a repeat with the same id returns the first answer"""
+    region: builtins.bytes
+    """where keys and values lie, if they have no data"""
     @property
     def streams(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """[B], no name twice"""
@@ -196,9 +205,10 @@ class AddRequest(google.protobuf.message.Message):
         values: Global___Tensor | None = ...,
         lengths: collections.abc.Iterable[builtins.int] | None = ...,
         request_id: builtins.str = ...,
+        region: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["keys", b"keys", "values", b"values"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["keys", b"keys", "layer", b"layer", "lengths", b"lengths", "namespace", b"namespace", "request_id", b"request_id", "streams", b"streams", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["keys", b"keys", "layer", b"layer", "lengths", b"lengths", "namespace", b"namespace", "region", b"region", "request_id", b"request_id", "streams", b"streams", "values", b"values"]) -> None: ...
 
 Global___AddRequest: typing_extensions.TypeAlias = AddRequest
 
@@ -244,6 +254,7 @@ class SearchRequest(google.protobuf.message.Message):
     MIN_SEQUENCES_FIELD_NUMBER: builtins.int
     MISSING_OK_FIELD_NUMBER: builtins.int
     EXACT_FIELD_NUMBER: builtins.int
+    REGION_FIELD_NUMBER: builtins.int
     namespace: builtins.str
     layer: builtins.int
     top_k: builtins.int
@@ -253,6 +264,8 @@ class SearchRequest(google.protobuf.message.Message):
     """a stream that does not exist counts as empty"""
     exact: builtins.bool
     """by exact search, whatever the namespace's index"""
+    region: builtins.bytes
+    """where to put all tensors of the answer; the bound is stream_bytes_max"""
     @property
     def streams(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """[B]"""
@@ -278,9 +291,10 @@ class SearchRequest(google.protobuf.message.Message):
         min_sequences: collections.abc.Iterable[builtins.int] | None = ...,
         missing_ok: builtins.bool = ...,
         exact: builtins.bool = ...,
+        region: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["queries", b"queries"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exact", b"exact", "include_keys", b"include_keys", "include_values", b"include_values", "layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "queries", b"queries", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exact", b"exact", "include_keys", b"include_keys", "include_values", b"include_values", "layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "queries", b"queries", "region", b"region", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
 
 Global___SearchRequest: typing_extensions.TypeAlias = SearchRequest
 
@@ -612,6 +626,45 @@ class EvictResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["evicted", b"evicted"]) -> None: ...
 
 Global___EvictResponse: typing_extensions.TypeAlias = EvictResponse
+
+@typing.final
+class OpenRegionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BYTES_FIELD_NUMBER: builtins.int
+    bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes"]) -> None: ...
+
+Global___OpenRegionRequest: typing_extensions.TypeAlias = OpenRegionRequest
+
+@typing.final
+class OpenRegionResponse(google.protobuf.message.Message):
+    """Whoever connects to the unix socket of the server's path with ".region" after it, and sends the id, is
+    sent the file descriptor once. The region exists as long as that connection does. One call at a time
+    may use it; after one that did not end well it should be given up.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    region: builtins.bytes
+    """its id, 16 bytes"""
+    bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        region: builtins.bytes = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "region", b"region"]) -> None: ...
+
+Global___OpenRegionResponse: typing_extensions.TypeAlias = OpenRegionResponse
 
 @typing.final
 class NamespaceSpec(google.protobuf.message.Message):

@@ -65,6 +65,11 @@ class MemoryServiceStub(object):
                 request_serializer=recollect_dot_v1_dot_memory__pb2.EvictRequest.SerializeToString,
                 response_deserializer=recollect_dot_v1_dot_memory__pb2.EvictResponse.FromString,
                 _registered_method=True)
+        self.OpenRegion = channel.unary_unary(
+                '/recollect.v1.MemoryService/OpenRegion',
+                request_serializer=recollect_dot_v1_dot_memory__pb2.OpenRegionRequest.SerializeToString,
+                response_deserializer=recollect_dot_v1_dot_memory__pb2.OpenRegionResponse.FromString,
+                _registered_method=True)
 
 
 class MemoryServiceServicer(object):
@@ -113,6 +118,14 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenRegion(self, request, context):
+        """Makes a region of memory that a caller on this machine and the server share, for tensors of calls to
+        come. Only over a unix socket. Its file descriptor is handed over at a socket beside that one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MemoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +158,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Evict,
                     request_deserializer=recollect_dot_v1_dot_memory__pb2.EvictRequest.FromString,
                     response_serializer=recollect_dot_v1_dot_memory__pb2.EvictResponse.SerializeToString,
+            ),
+            'OpenRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenRegion,
+                    request_deserializer=recollect_dot_v1_dot_memory__pb2.OpenRegionRequest.FromString,
+                    response_serializer=recollect_dot_v1_dot_memory__pb2.OpenRegionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +328,33 @@ class MemoryService(object):
             '/recollect.v1.MemoryService/Evict',
             recollect_dot_v1_dot_memory__pb2.EvictRequest.SerializeToString,
             recollect_dot_v1_dot_memory__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recollect.v1.MemoryService/OpenRegion',
+            recollect_dot_v1_dot_memory__pb2.OpenRegionRequest.SerializeToString,
+            recollect_dot_v1_dot_memory__pb2.OpenRegionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -129,7 +129,23 @@ _MemoryServiceEvictType = typing_extensions.TypeVar(
     ],
 )
 
-class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSearchType, _MemoryServiceSearchStreamType, _MemoryServiceAttendType, _MemoryServiceAttendBackwardType, _MemoryServiceEvictType]):
+_MemoryServiceOpenRegionType = typing_extensions.TypeVar(
+    '_MemoryServiceOpenRegionType',
+    grpc.UnaryUnaryMultiCallable[
+        recollect.v1.memory_pb2.OpenRegionRequest,
+        recollect.v1.memory_pb2.OpenRegionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        recollect.v1.memory_pb2.OpenRegionRequest,
+        recollect.v1.memory_pb2.OpenRegionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        recollect.v1.memory_pb2.OpenRegionRequest,
+        recollect.v1.memory_pb2.OpenRegionResponse,
+    ],
+)
+
+class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSearchType, _MemoryServiceSearchStreamType, _MemoryServiceAttendType, _MemoryServiceAttendBackwardType, _MemoryServiceEvictType, _MemoryServiceOpenRegionType]):
     """Adds to, reads from and removes from the memories of a namespace."""
 
     @typing.overload
@@ -157,6 +173,10 @@ class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSear
         grpc.UnaryUnaryMultiCallable[
             recollect.v1.memory_pb2.EvictRequest,
             recollect.v1.memory_pb2.EvictResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            recollect.v1.memory_pb2.OpenRegionRequest,
+            recollect.v1.memory_pb2.OpenRegionResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -186,6 +206,10 @@ class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSear
             recollect.v1.memory_pb2.EvictRequest,
             recollect.v1.memory_pb2.EvictResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            recollect.v1.memory_pb2.OpenRegionRequest,
+            recollect.v1.memory_pb2.OpenRegionResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Add: _MemoryServiceAddType
@@ -205,6 +229,11 @@ class MemoryServiceStub(typing.Generic[_MemoryServiceAddType, _MemoryServiceSear
 
     Evict: _MemoryServiceEvictType
     """Removes entries."""
+
+    OpenRegion: _MemoryServiceOpenRegionType
+    """Makes a region of memory that a caller on this machine and the server share, for tensors of calls to
+    come. Only over a unix socket. Its file descriptor is handed over at a socket beside that one.
+    """
 
 MemoryServiceAsyncStub: typing_extensions.TypeAlias = MemoryServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -230,6 +259,10 @@ MemoryServiceAsyncStub: typing_extensions.TypeAlias = MemoryServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         recollect.v1.memory_pb2.EvictRequest,
         recollect.v1.memory_pb2.EvictResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        recollect.v1.memory_pb2.OpenRegionRequest,
+        recollect.v1.memory_pb2.OpenRegionResponse,
     ],
 ]
 
@@ -283,6 +316,16 @@ class MemoryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[recollect.v1.memory_pb2.EvictResponse, collections.abc.Awaitable[recollect.v1.memory_pb2.EvictResponse]]:
         """Removes entries."""
+
+    @abc.abstractmethod
+    def OpenRegion(
+        self,
+        request: recollect.v1.memory_pb2.OpenRegionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[recollect.v1.memory_pb2.OpenRegionResponse, collections.abc.Awaitable[recollect.v1.memory_pb2.OpenRegionResponse]]:
+        """Makes a region of memory that a caller on this machine and the server share, for tensors of calls to
+        come. Only over a unix socket. Its file descriptor is handed over at a socket beside that one.
+        """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Room
 from recollect_server.domain.eviction import Selector
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.registry import NamespaceRecord
@@ -50,7 +50,8 @@ class Added:
 class Search:
     """The top_k entries of queries [B, Hq, T, Dk]; `exact`: all of them, whatever the namespace's index.
 
-    `streamed`: the answer does not travel in one message, so it may be larger than one.
+    `streamed`: the answer does not travel in one message, so it may be larger than one. `pairs_in`: where
+    keys and values are written, if not to arrays of their own.
     """
 
     namespace: str
@@ -64,6 +65,7 @@ class Search:
     missing_ok: bool = False
     exact: bool = False
     streamed: bool = False
+    pairs_in: Room | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from recollect_server.application.memories import Memories
 from recollect_server.application.pairs import fetch_pairs
 from recollect_server.application.room import require_room
 from recollect_server.domain import validation, work
-from recollect_server.domain.arrays import RAW_TYPES, DenseArray, from_float32
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Raw, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
 from recollect_server.domain.eviction import Everything
@@ -142,12 +142,11 @@ class Memory:
         shape = (rows, heads, tokens, command.top_k)
         scores = np.full(shape, -np.inf, dtype=np.float32)
         ids = np.full(shape, -1, dtype=np.int64)
-        keys = np.zeros((*shape, spec.key_dim if command.include_keys else 0), dtype=RAW_TYPES[spec.dtype])
-        values = np.zeros(
-            (*shape, spec.value_dim if command.include_values else 0), dtype=RAW_TYPES[spec.dtype]
-        )
+        keys = _room_for((*shape, spec.key_dim if command.include_keys else 0), command, spec)
+        values = _room_for((*shape, spec.value_dim if command.include_values else 0), command, spec)
         for row, bank in enumerate(banks):
             if bank is None:
+                keys[row], values[row] = 0, 0
                 continue
             hits = yield from bank.search(command.queries.row(row), command.top_k, exact=command.exact)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
@@ -351,6 +350,12 @@ class Memory:
 def _hit_bytes(spec: NamespaceSpec, command: Search) -> int:
     pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
     return SCORE_BYTES + OFFSET_BYTES + pair_dims * spec.dtype.itemsize_bytes
+
+
+def _room_for(shape: tuple[int, ...], command: Search, spec: NamespaceSpec) -> Raw:
+    """For pairs; not cleared."""
+    dtype: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[spec.dtype])
+    return np.empty(shape, dtype) if command.pairs_in is None else command.pairs_in.array(shape, dtype)
 
 
 def _reached(memory: NamespaceMemory, command: Search | Attend) -> tuple[int, ...]:

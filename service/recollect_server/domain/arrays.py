@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,10 @@ RAW_TYPES: dict[Dtype, type[np.float32] | type[np.float16] | type[np.uint16]] = 
     Dtype.BFLOAT16: np.uint16,
 }
 """The NumPy type that holds the elements; NumPy has no bfloat16, so its bits stand for it."""
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+ROOM_ALIGNMENT_BYTES = 64
 
 EXPONENT_BITS = {Dtype.FLOAT32: 0x7F80_0000, Dtype.FLOAT16: 0x7C00, Dtype.BFLOAT16: 0x7F80}
 """All exponent bits set: NaN or infinite, in each format."""
@@ -81,3 +87,35 @@ def from_float32(values: Float32, dtype: Dtype) -> DenseArray:
     if dtype is Dtype.FLOAT16:
         return DenseArray(values.astype(np.float16), dtype)
     return DenseArray(np.ascontiguousarray(values), dtype)
+
+
+class Room:
+    """Memory that arrays are laid out in, one after the other.
+
+    Args:
+        memory: Bytes [n]; not cleared.
+    """
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self.memory = memory
+        self._used = 0
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Scalar]) -> NDArray[Scalar]:
+        """The next array.
+
+        Raises:
+            MemoryError: There is no room for it.
+        """
+        size_bytes = math.prod(shape) * dtype.itemsize
+        if size_bytes > self.memory.size - self._used:
+            raise MemoryError(f"{size_bytes} bytes after {self._used} of {self.memory.size}")
+        array = self.memory[self._used : self._used + size_bytes].view(dtype).reshape(shape)
+        self._used = min(
+            self.memory.size, -(-(self._used + size_bytes) // ROOM_ALIGNMENT_BYTES) * ROOM_ALIGNMENT_BYTES
+        )
+        return array
+
+    def offset_of(self, array: NDArray[np.generic]) -> int | None:
+        """Where an array lies here; None if it lies elsewhere."""
+        offset = array.ctypes.data - self.memory.ctypes.data
+        return offset if 0 <= offset <= self.memory.size - array.nbytes else None

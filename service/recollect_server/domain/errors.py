@@ -64,6 +64,12 @@ class KeyNotFoundError(NotFoundError):
     reason = "KEY_NOT_FOUND"
 
 
+class RegionNotFoundError(NotFoundError):
+    """No region of shared memory of this id is open, or it is not the caller's."""
+
+    reason = "REGION_NOT_FOUND"
+
+
 class AlreadyExistsError(RecollectError):
     """What is to be made is there already."""
 
@@ -102,6 +108,12 @@ class RevisionConflictError(FailedPreconditionError):
     reason = "REVISION_CONFLICT"
 
 
+class RegionUnusableError(FailedPreconditionError):
+    """Memory cannot be shared with this caller, or another call uses the region."""
+
+    reason = "REGION_UNUSABLE"
+
+
 class ResourceExhaustedError(RecollectError):
     """A bound stands in the way: on what may be stored, or on what a tenant may ask for at a time."""
 
@@ -122,6 +134,12 @@ class TooManyStreamsError(ResourceExhaustedError):
     """The namespace has as many streams as it may."""
 
     reason = "TOO_MANY_STREAMS"
+
+
+class TooManyRegionsError(ResourceExhaustedError):
+    """As much memory is shared with the tenant, or with all, as may be."""
+
+    reason = "TOO_MANY_REGIONS"
 
 
 class QuotaExceededError(ResourceExhaustedError):

@@ -16,6 +16,10 @@ class Limits:
     """Larger calls are split by the client. While one is copied nobody else's call moves on (ADR 16)."""
     stream_bytes_max: int = 64 * 1024 * 1024
     """Of an answer that is sent in chunks (ADR 22). The server holds as much until the caller has it."""
+    regions_max: int = 64
+    """Regions of memory that the server shares with callers on its machine, each as large as such an answer
+    at most (ADR 23). Who gets none sends and gets messages as over a network."""
+    regions_of_tenant_max: int = 16
     top_k_max: int = 1024
     rows_max: int = 1024
     tokens_max: int = 65_536

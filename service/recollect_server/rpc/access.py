@@ -12,6 +12,7 @@ ACCESS: dict[str, Scope | None] = {
     "/recollect.v1.MemoryService/Attend": Scope.READ,
     "/recollect.v1.MemoryService/AttendBackward": Scope.READ,
     "/recollect.v1.MemoryService/Evict": Scope.WRITE,
+    "/recollect.v1.MemoryService/OpenRegion": None,
     "/recollect.v1.NamespaceService/CreateNamespace": Scope.WRITE,
     "/recollect.v1.NamespaceService/GetNamespace": Scope.READ,
     "/recollect.v1.NamespaceService/ListNamespaces": Scope.READ,

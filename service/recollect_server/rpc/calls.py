@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from recollect.v1 import memory_pb2 as pb
@@ -20,7 +23,8 @@ from recollect_server.application.commands import (
 from recollect_server.application.memory import Memory
 from recollect_server.application.namespaces import Namespaces
 from recollect_server.application.turns import Turns
-from recollect_server.domain.errors import InvalidArgumentError
+from recollect_server.domain.arrays import Room
+from recollect_server.domain.errors import InvalidArgumentError, RegionUnusableError
 from recollect_server.domain.eviction import (
     BeforeSequence,
     ByIds,
@@ -29,31 +33,38 @@ from recollect_server.domain.eviction import (
     Oldest,
     Selector,
 )
+from recollect_server.domain.limits import Limits
 from recollect_server.domain.steps import Steps
 from recollect_server.rpc import namespaces, tensors
 from recollect_server.rpc.call import Call
 from recollect_server.rpc.namespaces import ServerFacts
-from recollect_server.rpc.streams import SearchStream
+from recollect_server.rpc.regions import PADDING_BYTES, Regions
+from recollect_server.rpc.streams import SearchStream, answer_in
 
 
 class MemoryCalls:
     """`MemoryService`, one method for each of its calls, in snake case."""
 
-    def __init__(self, memory: Memory, turns: Turns) -> None:
+    def __init__(self, memory: Memory, turns: Turns, *, regions: Regions, limits: Limits) -> None:
         self._memory = memory
         self._turns = turns
+        self._regions = regions
+        self._limits = limits
 
     async def add(self, call: Call, request: pb.AddRequest) -> pb.AddResponse:
         """Appends entries."""
-        command = Add(
-            namespace=request.namespace,
-            layer=request.layer,
-            streams=tuple(request.streams),
-            keys=tensors.dense("keys", request.keys),
-            values=tensors.dense("values", request.values),
-            lengths=tuple(request.lengths),
-            request_id=request.request_id,
-        )
+        with self._room_of(call, request, bytes_max=self._limits.message_bytes_max) as room:
+            command = Add(
+                namespace=request.namespace,
+                layer=request.layer,
+                streams=tuple(request.streams),
+                keys=tensors.dense("keys", request.keys, room=room),
+                values=tensors.dense("values", request.values, room=room),
+                lengths=tuple(request.lengths),
+                request_id=request.request_id,
+            )
+        if room is not None:
+            self._holds_copied(call, command)
         added = await self._turns.take(call.caller, command, self._memory.add, times=call.times)
         return pb.AddResponse(
             first_ids=added.first_ids, next_sequences=added.next_sequences, evicted=added.evicted
@@ -61,6 +72,8 @@ class MemoryCalls:
 
     async def search(self, call: Call, request: pb.SearchRequest) -> pb.SearchResponse:
         """The top_k entries of each query."""
+        if request.region:
+            return await self._search_into_region(call, request)
         command = _search(request, streamed=False)
         found = await self._turns.take(call.caller, command, self._memory.search, times=call.times)
         return pb.SearchResponse(
@@ -70,6 +83,50 @@ class MemoryCalls:
             values=None if found.values is None else tensors.to_wire(found.values),
             next_sequences=found.next_sequences,
         )
+
+    async def _search_into_region(self, call: Call, request: pb.SearchRequest) -> pb.SearchResponse:
+        with self._room_of(call, request) as room:
+            assert room is not None  # the request names one
+
+            def search(namespace: Namespace, command: Search) -> Steps[Found]:
+                needed = self._memory.answer_bytes(namespace, command) + PADDING_BYTES
+                if needed > room.memory.size:
+                    raise InvalidArgumentError(
+                        "region", f"has {room.memory.size:,} bytes; {needed:,} are needed for the answer"
+                    )
+                return self._memory.search(namespace, command)
+
+            command = _search(request, streamed=True, pairs_in=room)
+            found = await self._turns.take(call.caller, command, search, times=call.times)
+            return answer_in(room, found)
+
+    @contextmanager
+    def _room_of(
+        self, call: Call, request: pb.AddRequest | pb.SearchRequest, *, bytes_max: int | None = None
+    ) -> Iterator[Room | None]:
+        """The region that a request names, or its first bytes, for as long as it is used."""
+        if not request.region:
+            yield None
+            return
+        with self._regions.use(call.caller, request.region) as memory:
+            yield Room(memory[:bytes_max])
+
+    def _holds_copied(self, call: Call, command: Add) -> None:
+        """Counts what did not come in the message as if it had."""
+        copied = command.keys.raw.nbytes + command.values.raw.nbytes
+        if copied > self._limits.message_bytes_max:
+            raise InvalidArgumentError(
+                "keys", f"and values have {copied:,} bytes; {self._limits.message_bytes_max:,} are the most"
+            )
+        if call.admitted is not None:
+            call.admitted.holds(copied)
+
+    async def open_region(self, call: Call, request: pb.OpenRegionRequest) -> pb.OpenRegionResponse:
+        """Shares memory with a caller on this machine."""
+        if call.origin.source != "unix":
+            raise RegionUnusableError("memory is shared over unix sockets only")
+        region = self._regions.open(call.caller, request.bytes)
+        return pb.OpenRegionResponse(region=region.id, bytes=region.memory.size)
 
     async def search_stream(self, call: Call, request: pb.SearchRequest) -> SearchStream:
         """The same, for an answer that may be larger than a message."""
@@ -194,7 +251,7 @@ class NamespaceCalls:
         return namespaces.facts_to_wire(self._facts)
 
 
-def _search(request: pb.SearchRequest, *, streamed: bool) -> Search:
+def _search(request: pb.SearchRequest, *, streamed: bool, pairs_in: Room | None = None) -> Search:
     return Search(
         namespace=request.namespace,
         layer=request.layer,
@@ -207,6 +264,7 @@ def _search(request: pb.SearchRequest, *, streamed: bool) -> Search:
         missing_ok=request.missing_ok,
         exact=request.exact,
         streamed=streamed,
+        pairs_in=pairs_in,
     )
 
 

@@ -27,8 +27,10 @@ from recollect_server.domain.limits import Limits
 from recollect_server.domain.listen import ListenAddress
 from recollect_server.rpc.call import Arrival
 from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Response, Route, Sent
+from recollect_server.rpc.hand_over import HandOver
 from recollect_server.rpc.health import Health
 from recollect_server.rpc.parts import check_parts
+from recollect_server.rpc.regions import Regions
 from recollect_server.rpc.status import detail_of, status_of
 from recollect_server.rpc.streams import SearchStream
 
@@ -52,6 +54,7 @@ class RpcServer:
         endpoint: What to serve.
         listen: Where; at least one address.
         limits: `message_bytes_max` bounds what is received.
+        regions: Shared with callers at unix sockets.
         credentials: Certificates for the TCP addresses; None: they are served without TLS.
         is_dev: Whoever reaches it may do everything, so its unix sockets are its owner's alone, and it
             describes itself (gRPC reflection).
@@ -63,6 +66,7 @@ class RpcServer:
         listen: list[ListenAddress],
         *,
         limits: Limits,
+        regions: Regions,
         credentials: grpc.ServerCredentials | None = None,
         is_dev: bool = False,
     ) -> None:
@@ -71,6 +75,9 @@ class RpcServer:
         self._limits = limits
         self._credentials = credentials
         self._socket_mode = 0o600 if is_dev else 0o660
+        self._hand_overs = [
+            HandOver(regions, address.path, mode=self._socket_mode) for address in listen if address.path
+        ]
         self._health = Health()
         self._server = grpc.aio.server(
             options=[
@@ -104,6 +111,8 @@ class RpcServer:
         for address in self._listen:
             if address.path is not None:
                 os.chmod(address.path, self._socket_mode)
+        for hand_over in self._hand_overs:
+            hand_over.start()
         self._health.is_serving = True
         return bound
 
@@ -116,6 +125,8 @@ class RpcServer:
         """Drains, and ends when the calls in flight have, or after `grace_s`."""
         await self.drain()
         await self._server.stop(grace_s)
+        for hand_over in self._hand_overs:
+            await hand_over.stop()
 
     def _bind(self, address: ListenAddress) -> str:
         # gRPC replaces a socket file, which is right after a crash and wrong while its server runs.

@@ -1,4 +1,4 @@
-"""The answer to a streamed search: its first part, and the bytes of its arrays in chunks. No transport."""
+"""Large answers to a search: in parts, or in a region of shared memory. No transport."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.application.commands import Found
+from recollect_server.domain.arrays import Room
 from recollect_server.rpc import tensors
 
 CHUNK_BYTES = 1024 * 1024
@@ -76,6 +77,22 @@ class SearchStream:
             if with_data:
                 tensor.data = array.tobytes()
         return part
+
+
+def answer_in(room: Room, found: Found) -> pb.SearchResponse:
+    """What a search found, with all its arrays in a region."""
+    ids = tensors.packed_ids(found.ids)
+    keys, values = (
+        None if pairs is None else tensors.in_room(pairs.raw, tensors.WIRE_DTYPES[pairs.dtype], room)
+        for pairs in (found.keys, found.values)
+    )
+    return pb.SearchResponse(
+        scores=tensors.in_room(found.scores, pb.DTYPE_FLOAT32, room),
+        ids=pb.EntryIds(offsets=tensors.in_room(ids.offsets, pb.DTYPE_INT32, room), first_ids=ids.first_ids),
+        keys=keys,
+        values=values,
+        next_sequences=found.next_sequences,
+    )
 
 
 def _varint(number: int) -> bytes:

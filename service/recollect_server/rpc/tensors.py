@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64, Room
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.spec import Dtype
 
@@ -30,20 +30,28 @@ NO_ID = np.uint64(2**64 - 1)
 WIRE_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
 
 
-def dense(argument: str, tensor: pb.Tensor) -> DenseArray:
+def dense(argument: str, tensor: pb.Tensor, *, room: Room | None = None) -> DenseArray:
     """A floating-point tensor.
 
+    Args:
+        argument: What it is.
+        tensor: Of the wire.
+        room: Of the request's region, where its bytes may lie; they are copied, since others write there.
+
     Raises:
-        InvalidArgumentError: Unknown dtype, or data that does not fill the shape.
+        InvalidArgumentError: Unknown dtype, data that does not fill the shape, or bytes beyond the region.
     """
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgumentError(
             argument, f"has dtype {dtype_name(tensor.dtype)}; expected float32, float16 or bfloat16"
         )
-    itemsize = dtype.itemsize_bytes
-    _check_size(argument, tensor, itemsize)
-    raw = np.frombuffer(tensor.data, dtype=np.dtype(RAW_TYPES[dtype]).newbyteorder("<"))
+    size_bytes = _size_bytes(argument, tensor, dtype.itemsize_bytes)
+    if tensor.HasField("offset"):
+        data: bytes | npt.NDArray[np.uint8] = _copied(argument, tensor, size_bytes, room)
+    else:
+        data = _filled(argument, tensor, size_bytes)
+    raw = np.frombuffer(data, dtype=np.dtype(RAW_TYPES[dtype]).newbyteorder("<"))
     return DenseArray(raw.reshape(tuple(tensor.shape)), dtype)
 
 
@@ -68,8 +76,8 @@ def entry_ids(ids: pb.EntryIds) -> Int64:
     offsets = ids.offsets
     if offsets.dtype != pb.DTYPE_INT32:
         raise InvalidArgumentError("ids", f"has offsets of dtype {dtype_name(offsets.dtype)}; expected int32")
-    _check_size("ids", offsets, 4)
-    packed = np.frombuffer(offsets.data, dtype="<i4").reshape(tuple(offsets.shape))
+    data = _filled("ids", offsets, _size_bytes("ids", offsets, 4))
+    packed = np.frombuffer(data, dtype="<i4").reshape(tuple(offsets.shape))
     if packed.ndim != 4 or len(ids.first_ids) != packed.shape[0]:
         raise InvalidArgumentError(
             "ids",
@@ -125,19 +133,46 @@ def entry_ids_to_wire(ids: Int64) -> pb.EntryIds:
     return pb.EntryIds(offsets=tensor, first_ids=packed.first_ids)
 
 
-def _check_size(argument: str, tensor: pb.Tensor, itemsize: int) -> None:
+def in_room(array: npt.NDArray[np.generic], dtype: pb.DType.ValueType, room: Room) -> pb.Tensor:
+    """A tensor for the wire whose bytes lie in a region; they are put there if they do not yet."""
+    offset = room.offset_of(array)
+    if offset is None:
+        little = room.array(array.shape, array.dtype.newbyteorder("<"))
+        little[...] = array
+        offset = room.offset_of(little)
+    return pb.Tensor(dtype=dtype, shape=array.shape, offset=offset)
+
+
+def _size_bytes(argument: str, tensor: pb.Tensor, itemsize: int) -> int:
     if len(tensor.shape) > RANK_MAX:
         raise InvalidArgumentError(argument, f"has {len(tensor.shape)} dimensions; {RANK_MAX} are the most")
     if any(not 0 <= size <= SIZE_MAX for size in tensor.shape):
         raise InvalidArgumentError(
             argument, f"has shape {list(tensor.shape)}; sizes are from 0 to {SIZE_MAX}"
         )
-    expected = math.prod(tensor.shape) * itemsize
-    if len(tensor.data) != expected:
+    return math.prod(tensor.shape) * itemsize
+
+
+def _filled(argument: str, tensor: pb.Tensor, size_bytes: int) -> bytes:
+    if len(tensor.data) != size_bytes:
         raise InvalidArgumentError(
             argument,
-            f"has {len(tensor.data)} bytes of data; shape {list(tensor.shape)} takes {expected}",
+            f"has {len(tensor.data)} bytes of data; shape {list(tensor.shape)} takes {size_bytes}",
         )
+    return tensor.data
+
+
+def _copied(argument: str, tensor: pb.Tensor, size_bytes: int, room: Room | None) -> npt.NDArray[np.uint8]:
+    if room is None:
+        raise InvalidArgumentError(argument, "has an offset, and the request names no region that it is in")
+    start, stop = tensor.offset, tensor.offset + size_bytes
+    if tensor.data or not 0 <= start <= stop <= room.memory.size:
+        raise InvalidArgumentError(
+            argument,
+            f"lies at bytes {start} to {stop} of a region of {room.memory.size}, "
+            f"with {len(tensor.data)} bytes of data beside it",
+        )
+    return room.memory[start:stop].copy()
 
 
 def dtype_name(dtype: int) -> str:

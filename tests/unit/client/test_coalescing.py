@@ -14,7 +14,7 @@ import recollect
 from recollect._coalescing import ROWS_MAX, AsyncCoalescing
 from recollect._embedded_transport import AsyncEmbeddedTransport
 from recollect._runner import AsyncRunner
-from recollect._work import ATTEND, Collector, Reply
+from recollect._work import ATTEND, Collector, Reply, Upload
 from recollect.v1 import memory_pb2 as pb
 
 HEADS, DIM, STREAMS = 2, 4, 8
@@ -46,6 +46,12 @@ class Watched:
     ) -> Reply:
         """Passes it on."""
         return await self._inner.stream(method, request, collector, timeout_s=timeout_s)
+
+    async def upload(
+        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        """Passes it on."""
+        return await self._inner.upload(method, upload, reply_type, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Closes the memory."""

@@ -20,7 +20,7 @@ def part(offset: int, data: bytes, array: pb.SearchArray.ValueType = pb.SEARCH_A
 def opened(size: int = 300) -> tuple[ChunkedAnswer, Bytes]:
     """An answer with `size` bytes of keys, and where they go."""
     target = np.zeros(size, np.uint8)
-    return ChunkedAnswer(lambda _: {pb.SEARCH_ARRAY_KEYS: target}), target
+    return ChunkedAnswer(lambda _: {pb.SEARCH_ARRAY_KEYS: target}, size_bytes=size), target
 
 
 def test_chunks_fill_the_array() -> None:

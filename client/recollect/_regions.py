@@ -1,0 +1,182 @@
+"""Memory that is shared with a server on this machine, so that large tensors need not pass the socket."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import threading
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import Message
+
+from recollect.errors import RecollectError
+from recollect.v1 import memory_pb2 as pb
+
+SHARED_FROM_BYTES = 256 * 1024
+"""Less is as fast in the message."""
+
+_SOCKET_SUFFIX = ".region"
+_REGIONS_MAX = 4
+"""Of one client: calls that use one at the same time. Others go without."""
+
+_BYTES_MIN = 4 * 1024 * 1024
+_PADDING_BYTES = 4096
+"""For arrays that begin at round places."""
+
+_HAND_OVER_S = 5.0
+_PAUSE_S = 30.0
+"""After the server would not share."""
+
+_ALIGNMENT_BYTES = 64
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True, eq=False)
+class Region:
+    """Memory that the server made.
+
+    Attributes:
+        id: What requests name it by.
+        memory: Its bytes.
+    """
+
+    id: bytes
+    memory: Bytes
+    connection: socket.socket
+
+    def put(self, arrays: Sequence[npt.NDArray[np.generic]]) -> list[int]:
+        """Copies arrays there; returns where each begins."""
+        offsets, at = [], 0
+        for array in arrays:
+            end = at + array.nbytes
+            self.memory[at:end].view(array.dtype).reshape(array.shape)[...] = array
+            offsets.append(at)
+            at = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        return offsets
+
+    def close(self) -> None:
+        """Tells the server that it is not needed any more."""
+        self.connection.close()
+
+
+class RegionPool:
+    """Regions of one client, each used by one call at a time. Threads may share it.
+
+    Args:
+        path: Of the server's socket; None: there is none, so nothing is shared.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._idle: list[Region] = []
+        self._count = 0
+        self._not_before_s = 0.0 if path is not None else float("inf")
+
+    def take(self, size_bytes: int) -> Region | None:
+        """A region that is free and large enough, or None."""
+        with self._lock:
+            for region in self._idle:
+                if region.memory.size >= size_bytes + _PADDING_BYTES:
+                    self._idle.remove(region)
+                    return region
+            return None
+
+    def may_open(self) -> bool:
+        """Whether another one may be asked for now; if so it counts, until it is given up."""
+        with self._lock:
+            if time.monotonic() < self._not_before_s:
+                return False
+            if self._count >= _REGIONS_MAX and self._idle:
+                self._idle.pop(0).close()  # too small, or it would have been taken
+                self._count -= 1
+            if self._count >= _REGIONS_MAX:
+                return False
+            self._count += 1
+            return True
+
+    def give_back(self, region: Region) -> None:
+        """After a call that ended well."""
+        with self._lock:
+            self._idle.append(region)
+
+    def give_up(self, region: Region | None) -> None:
+        """After one that did not: the server may still write there. None: it could not be opened."""
+        with self._lock:
+            self._count -= 1
+            if region is None:
+                self._not_before_s = time.monotonic() + _PAUSE_S
+        if region is not None:
+            region.close()
+
+    @contextlib.contextmanager
+    def lent(self, region: Region) -> Generator[None]:
+        """For one call: keeps the region if it ends well, gives it up otherwise."""
+        try:
+            yield
+        except BaseException:
+            self.give_up(region)
+            raise
+        self.give_back(region)
+
+    def close(self) -> None:
+        """Gives all up that are not in use."""
+        with self._lock:
+            self._not_before_s = float("inf")
+            while self._idle:
+                self._idle.pop().close()
+                self._count -= 1
+
+    def attach(self, reply: pb.OpenRegionResponse) -> Region:
+        """Takes over what the server opened.
+
+        Raises:
+            OSError: Its socket does not hand it over.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(_HAND_OVER_S)
+            connection.connect(f"{self._path}{_SOCKET_SUFFIX}")
+            connection.sendall(reply.region)
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            if not descriptors:
+                raise OSError("the server handed no region over")
+            with contextlib.ExitStack() as opened:
+                opened.callback(os.close, descriptors[0])
+                if os.fstat(descriptors[0]).st_size < reply.bytes:
+                    raise OSError("the server's region is smaller than it says")
+                memory = np.frombuffer(mmap.mmap(descriptors[0], reply.bytes), np.uint8)
+        except BaseException:
+            connection.close()
+            raise
+        return Region(reply.region, memory, connection)
+
+
+def open_request(size_bytes: int) -> pb.OpenRegionRequest:
+    """For a region that so many bytes of tensors fit into, and most that come after."""
+    wanted = max(_BYTES_MIN, size_bytes)
+    return pb.OpenRegionRequest(bytes=(1 << (wanted - 1).bit_length()) + _PADDING_BYTES)
+
+
+def asked_into(request: Message, region: Region) -> pb.SearchRequest:
+    """A search, to be answered in a region."""
+    asked = pb.SearchRequest(region=region.id)
+    asked.MergeFrom(cast("pb.SearchRequest", request))
+    return asked
+
+
+REFUSALS = (RecollectError, OSError)
+"""What comes of a server that does not share memory, or not now."""
+
+
+def is_of_region(error: RecollectError) -> bool:
+    """Whether the call would have been answered without a region: it is not there any more, say."""
+    return error.reason.startswith("REGION_")

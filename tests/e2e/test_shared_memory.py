@@ -1,0 +1,151 @@
+"""Clients on the server's machine: large tensors in shared memory, and what happens when there is none."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import recollect
+from recollect import _regions as regions
+from tests.clients import blocking_client
+from tests.contract.memories import CheckedMemory, Memories
+from tests.server_process import ServerProcess
+
+STREAMS = ["a", "b"]
+TOKENS, TOP_K, DIM = 300, 40, 32
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded."""
+    return np.random.default_rng(0)
+
+
+def filled(client: recollect.Client, rng: np.random.Generator, *, capacity: int = 2000) -> CheckedMemory:
+    """A memory whose adds are 0.9 MB and whose reads are 9 MB."""
+    memory = Memories(client, rng)(capacity=capacity, key_dim=DIM, value_dim=2 * DIM, dtype="float32")
+    memory.add(STREAMS, 600, lengths=[600, 555])
+    return memory
+
+
+def read(memory: CheckedMemory, *, streams: list[str] = STREAMS) -> None:
+    """A large read is as the oracle says."""
+    q = memory.queries(len(streams), TOKENS)
+    found = memory.ns.search(0, q, top_k=TOP_K, streams=streams, include=["keys", "values"])
+    memory.oracle.check_search(0, q, found, streams=streams)
+
+
+def pool_of(client: object) -> regions.RegionPool:
+    """The regions that a client holds, an async one's beneath its blocking face and what coalesces calls."""
+    found = client
+    for name in ("_inner", "_runner", "_transport", "_inner"):
+        found = vars(found).get(name, found)
+    pool = vars(found)["_regions"]
+    assert isinstance(pool, regions.RegionPool)
+    return pool
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_large_tensors_go_through_shared_memory(rng: np.random.Generator, asynchronous: bool) -> None:
+    """They pass the socket although client and server share a machine, or arrive wrong."""
+    with ServerProcess() as server:
+        client = blocking_client(server.unix_url) if asynchronous else recollect.connect(server.unix_url)
+        with client as connected:
+            memory = filled(connected, rng)
+            read(memory)
+            read(memory, streams=["b"])
+            assert pool_of(connected)._count >= 1
+        assert pool_of(connected)._count == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_client_uses_its_regions_again(rng: np.random.Generator) -> None:
+    """Each call opens a region, until there may be no more."""
+    with ServerProcess(limits={"regions_max": 3}) as server, recollect.connect(server.unix_url) as client:
+        memory = filled(client, rng)
+        for _ in range(6):
+            read(memory)
+            memory.add(STREAMS, 400)
+        pool = pool_of(client)
+        assert pool._count == len(pool._idle) <= 2
+        assert pool._not_before_s == 0.0
+
+
+def test_threads_share_a_client_and_not_a_region(rng: np.random.Generator) -> None:
+    """Answers of threads that call at the same time are mixed up."""
+    with ServerProcess() as server, recollect.connect(server.unix_url) as client:
+        memory = filled(client, rng)
+        failed: list[BaseException] = []
+        asked = [memory.queries(2, TOKENS) for _ in range(8)]
+
+        def many(q: np.ndarray) -> None:
+            try:
+                for _ in range(3):
+                    found = memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS, include=["keys", "values"])
+                    memory.oracle.check_search(0, q, found, streams=STREAMS)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=many, args=(q,)) for q in asked]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed, failed[0]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"regions_max": 1, "regions_of_tenant_max": 1}, {}], ids=["none left", "no socket"]
+)
+def test_without_shared_memory_calls_go_on(rng: np.random.Generator, limits: dict[str, int]) -> None:
+    """A client that gets no region fails, or asks for one at each call."""
+    with ServerProcess(limits=limits) as server, recollect.connect(server.unix_url) as first:
+        if limits:
+            filled(first, rng)  # takes the only one
+        else:
+            Path(f"{server.socket}{regions._SOCKET_SUFFIX}").unlink()
+        with recollect.connect(server.unix_url) as client:
+            memory = filled(client, rng)
+            read(memory)
+            assert pool_of(client)._count == 0
+            assert pool_of(client)._not_before_s > 0
+
+
+def test_a_server_that_starts_again_has_other_regions(rng: np.random.Generator, tmp_path: Path) -> None:
+    """A client goes on with regions of a server that is gone, and reads what nobody writes any more."""
+    path = tmp_path / "s"
+    with ServerProcess(socket=path) as server, recollect.connect(server.unix_url) as client:
+        read(filled(client, rng))
+        server.kill()
+        with ServerProcess(socket=path):  # its socket for regions was left behind
+            memory = filled(client, rng)
+            for _ in range(3):
+                read(memory)
+            assert pool_of(client)._count >= 1
+
+
+def test_a_call_that_fails_gives_its_region_up(rng: np.random.Generator) -> None:
+    """The server may still write to a region of a call that was given up, under the next one's answer."""
+    with ServerProcess() as server, recollect.connect(server.unix_url) as client:
+        memory = filled(client, rng)
+        read(memory)
+        held = pool_of(client)._count
+        with pytest.raises(recollect.NotFoundError, match="nobody"):
+            memory.ns.search(
+                0, memory.queries(2, TOKENS), top_k=TOP_K, streams=["a", "nobody"], include=["values"]
+            )
+        assert pool_of(client)._count == len(pool_of(client)._idle) == held - 1
+        read(memory)
+
+
+def test_a_path_without_room_for_another_socket(rng: np.random.Generator, tmp_path: Path) -> None:
+    """A server whose socket has the longest name that there may be does not start, or cannot be used."""
+    path = tmp_path / "s"
+    path = tmp_path / ("s" * (107 - len(str(path)) + 1))
+    with ServerProcess(socket=path) as server, recollect.connect(server.unix_url) as client:
+        read(filled(client, rng))
+        assert pool_of(client)._count == 0
+        assert "too long" in server.log

@@ -15,6 +15,8 @@ from recollect.errors import InvalidArgumentError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+# Beside a message's tensors the server takes as much more (memory.proto, Limits).
+_BESIDE_BYTES_MAX = 64 * 1024
 # Tags, lengths and shapes of a message with a handful of tensors, and the few scalar fields.
 _ENVELOPE_BYTES = 512
 # Per row: its stream's tag and length, and up to three int64 as varints.
@@ -70,13 +72,14 @@ def split_grid(
     rows_cap = min(rows, limits.rows_max or rows)
     tokens_cap = min(tokens, limits.tokens_max or tokens)
     if limits.message_bytes_max:
-        budget = limits.message_bytes_max - _ENVELOPE_BYTES - len(namespace.encode())
-        budgets = [(budget, weight.up), (down_bytes_max or budget, weight.down)]
-        rows_fit = min(room // (tokens_cap * each + row_bytes) for room, each in budgets)
+        tensors = limits.message_bytes_max
+        beside = _BESIDE_BYTES_MAX - _ENVELOPE_BYTES - len(namespace.encode())
+        budgets = [(tensors, weight.up), (down_bytes_max or tensors, weight.down)]
+        rows_fit = min(room // max(tokens_cap * each, 1) for room, each in budgets)
         if rows_fit < 1:
             rows_fit = 1
-            tokens_cap = min(tokens_cap, *((room - row_bytes) // max(each, 1) for room, each in budgets))
-        rows_cap = min(rows_cap, rows_fit)
+            tokens_cap = min(tokens_cap, *(room // max(each, 1) for room, each in budgets))
+        rows_cap = min(rows_cap, rows_fit, max(1, beside // row_bytes))
     if tokens_cap < 1:
         raise InvalidArgumentError(
             f"one token of one row is {token_bytes} bytes in this call and cannot be split; the server takes "

@@ -1042,6 +1042,7 @@ class Limits(google.protobuf.message.Message):
     IDS_MAX_FIELD_NUMBER: builtins.int
     STREAM_BYTES_MAX_FIELD_NUMBER: builtins.int
     message_bytes_max: builtins.int
+    """of a message's tensors; 64 KiB are taken beside them"""
     top_k_max: builtins.int
     rows_max: builtins.int
     tokens_max: builtins.int

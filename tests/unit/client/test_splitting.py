@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from recollect._results import Dtype
 from recollect._splitting import Assembly, RowSequences, TokenBytes, even_slices, split_grid
 from recollect._writes import prepare_add, prepare_evict
 from recollect.v1 import memory_pb2 as pb
+from recollect_server.rpc.server import ENVELOPE_BYTES
 
 
 def limits(*, message_bytes_max: int = 0, rows_max: int = 0, tokens_max: int = 0, ids_max: int = 0) -> Limits:
@@ -32,6 +34,17 @@ def limits(*, message_bytes_max: int = 0, rows_max: int = 0, tokens_max: int = 0
         streams_max=0,
         ids_max=ids_max,
     )
+
+
+def fits(message: Message, bytes_max: int) -> bool:
+    """Whether the tensors are within the limit, and all else within what is taken beside them."""
+    data = 0
+    for _, value in message.ListFields():
+        if isinstance(value, pb.EntryIds):
+            data += len(value.offsets.data)
+        elif isinstance(value, pb.Tensor):
+            data += len(value.data)
+    return data <= bytes_max and message.ByteSize() - data <= ENVELOPE_BYTES
 
 
 @given(
@@ -67,6 +80,21 @@ def test_what_fits_is_not_split() -> None:
     """Every call would pay for several."""
     parts = split_grid(8, 512, TokenBytes(1, 1), names=["s"] * 8, namespace="n", limits=limits(), hint="")
     assert len(parts) == 1
+
+
+def test_tensors_may_fill_a_message() -> None:
+    """An add of a power of two, which is just as large as the limit, would be two calls."""
+    bounds = limits(message_bytes_max=4 * 1024 * 1024)
+    parts = split_grid(1, 8192, TokenBytes(512, 1), names=["s"], namespace="n", limits=bounds, hint="")
+    assert len(parts) == 1
+
+
+def test_names_have_room_of_their_own() -> None:
+    """Hundreds of streams with long names would make a message that the server does not take."""
+    bounds = limits(message_bytes_max=4 * 1024 * 1024)
+    names = ["s" * 128] * 1024
+    parts = split_grid(1024, 1, TokenBytes(1, 1), names=names, namespace="n", limits=bounds, hint="")
+    assert all((part.rows.stop - part.rows.start) * 140 < ENVELOPE_BYTES for part in parts)
 
 
 def test_a_single_token_beyond_the_limit_is_refused_with_advice() -> None:
@@ -179,7 +207,8 @@ def test_no_message_is_over_the_limit(
             values=floats_reply((*shape, spec.value_dim), request.queries),
             next_sequences=[2**60] * shape[0],
         )
-        assert max(request.ByteSize(), reply.ByteSize()) <= bytes_max
+        assert fits(request, bytes_max)
+        assert fits(reply, bytes_max)
         search.accept(index, reply)
     assert search.finish().keys is not None
     attend = prepare_attend(read, top_k=top_k, scale=None, with_ids=True, missing_ok=True, exact=True)(bounds)
@@ -193,7 +222,8 @@ def test_no_message_is_over_the_limit(
             ids=ids_reply((*shape3, top_k)),
             next_sequences=[2**60] * shape3[0],
         )
-        assert max(request.ByteSize(), reply_attend.ByteSize()) <= bytes_max
+        assert fits(request, bytes_max)
+        assert fits(reply_attend, bytes_max)
     backward = prepare_attend_backward(
         read,
         ids=np.zeros((*queries.shape[:3], top_k), np.int64),
@@ -201,7 +231,7 @@ def test_no_message_is_over_the_limit(
         grad_lse=floats(queries.shape[:3]),
         scale=1.0,
     )(bounds)
-    assert all(backward.build(index).ByteSize() <= bytes_max for index in range(backward.count))
+    assert all(fits(backward.build(index), bytes_max) for index in range(backward.count))
 
 
 @given(
@@ -227,7 +257,7 @@ def test_a_split_add_adds_every_token_in_order(
     for index in range(work.count):
         request = work.build(index)
         assert isinstance(request, pb.AddRequest)
-        assert request.ByteSize() <= bytes_max
+        assert fits(request, bytes_max)
         request_ids.add(request.request_id)
         firsts = [stored[stream] for stream in request.streams]
         shape = tuple(request.keys.shape)

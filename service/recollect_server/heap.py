@@ -1,8 +1,8 @@
-"""What the allocator keeps of memory that was freed, given back to the system while the server rests.
+"""What the C library's allocator keeps of memory that was freed: in one place, and given back at rest.
 
 Messages, buffers that a bank has outgrown and samples of an index come and go by megabytes. glibc keeps their
-pages for what comes next, in an arena for each of several threads, and learns from large ones to keep more:
-tens of megabytes in all, whatever is stored. Under load that saves page faults, so it is left alone then.
+pages for what comes next, and learns from large ones to keep more: tens of megabytes, whatever is stored, and
+in one arena for each of many threads. Elsewhere than with glibc nothing here does anything.
 """
 
 from __future__ import annotations
@@ -10,37 +10,55 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import time
-from collections.abc import Callable
 
 LOOK_S = 1.0
-"""How often it looks whether the server rests."""
+"""How often it is looked whether the server rests."""
 
 RESTING = 0.05
-"""Of one processor's time: who uses less since the last look rests."""
+"""Of one processor's time: who used less since the last look rests."""
+
+WORTH_S = 0.02
+"""Who has used so much processor time since the last time may have something to give back again."""
+
+_M_ARENA_MAX = -8  # of malloc.h
+
+
+def use_one_arena() -> None:
+    """Has all threads take memory from one arena. Call it before there are threads.
+
+    What one thread frees is then used by the next one, and all of it can be given back: of arenas beyond the
+    first, glibc never gives back the top. The interpreter's lock keeps threads from asking at once.
+    """
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_ARENA_MAX, 1)
 
 
 async def trim_at_rest() -> None:
-    """Gives back what is free each time that the process comes to rest; ends where that cannot be done."""
-    trim = _trim_of_libc()
-    if trim is None:
+    """Gives back what is free, whenever the process rests after it has worked.
+
+    Not before: under load, pages that are kept are faults that are spared.
+    """
+    library = _glibc()
+    if library is None:
         return
-    has_worked, before_s = True, time.process_time()
+    given_back_s = before_s = time.process_time()
     while True:
         await asyncio.sleep(LOOK_S)
         now_s = time.process_time()
-        is_resting = now_s - before_s < RESTING * LOOK_S
-        if is_resting and has_worked:
-            await asyncio.to_thread(trim, 0)  # for some milliseconds
-            now_s = time.process_time()
-        has_worked, before_s = not is_resting, now_s
+        if now_s - before_s < RESTING * LOOK_S and now_s - given_back_s > WORTH_S:
+            # For a few milliseconds, and without the interpreter's lock.
+            await asyncio.to_thread(library.malloc_trim, 0)
+            given_back_s = time.process_time()
+        before_s = now_s
 
 
-def _trim_of_libc() -> Callable[[int], int] | None:
-    """`malloc_trim`, which is glibc's; calls of it do not hold the interpreter's lock."""
+def _glibc() -> ctypes.CDLL | None:
     try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another libc
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):  # not a system with such a thing
         return None
-    trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-    called: Callable[[int], int] = trim
-    return called
+    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+        return None
+    library.malloc_trim.argtypes, library.malloc_trim.restype = [ctypes.c_size_t], ctypes.c_int
+    return library

@@ -46,6 +46,11 @@ class HalfStore:
         """See `Store.index_state`."""
         return {IndexChoice.IVF: STATE, IndexChoice.AUTO: FALLEN_BACK}.get(self._index, IndexState())
 
+    @property
+    def index_bytes(self) -> int:
+        """See `Store.index_bytes`."""
+        return self._real.index_bytes
+
     def search(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
     ) -> Steps[Hits]:

@@ -105,7 +105,7 @@ class BankStats:
         entries: Stored now.
         first_id: Of the oldest entry; `next_sequence` if there is none.
         next_sequence: Id that the next entry will have.
-        bytes: Allocated for keys and values.
+        bytes: Allocated for keys, values and indexes.
         index: That answers now: "exact" or "ivf".
         lists: Of the inverted file; 0 if there is none.
         probes: Of those lists, how many a query looks into; 0 if there is none.
@@ -153,7 +153,7 @@ class Stats:
     Attributes:
         streams: Streams that exist.
         entries: Over all streams and layers.
-        bytes: Allocated for keys and values.
+        bytes: Allocated for keys, values and indexes.
         banks: One for each layer of the streams asked about.
     """
 

@@ -46,6 +46,9 @@ def serve(
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
+    from recollect_server.heap import use_one_arena
+
+    use_one_arena()  # before libraries start their threads
     from recollect_server import serving
 
     given: dict[str, object] = {

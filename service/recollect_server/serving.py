@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from recollect_server.bootstrap import build_server
 from recollect_server.exposure import RefusedToStartError
+from recollect_server.heap import trim_at_rest
 from recollect_server.observability.logs import configure_logging
 from recollect_server.server import Server
 from recollect_server.settings import Settings, SettingsError, unknown_variables
@@ -59,7 +60,9 @@ async def _serve(settings: Settings) -> int:
     typer.echo(f"recollect ready on {' '.join(rpc)}" + (f", admin on {' '.join(admin)}" if admin else ""))
     # What is there now stays: a full collection would look through all of it, for some tens of milliseconds.
     gc.freeze()
+    trimming = asyncio.create_task(trim_at_rest())
     await stop.wait()
+    trimming.cancel()
     await server.stop()
     return 0
 

@@ -43,7 +43,9 @@ def client(request: pytest.FixtureRequest) -> Iterator[recollect.Client]:
         yield made
 
 
-def filled(client: recollect.Client, keys: Float, *, name: str = "n") -> recollect.Namespace:
+def filled(
+    client: recollect.Client, keys: Float, *, name: str = "n", capacity: int = 2 * ENTRIES
+) -> recollect.Namespace:
     """A namespace whose stream "s" holds the keys."""
     ns = client.create_namespace(
         name,
@@ -51,7 +53,7 @@ def filled(client: recollect.Client, keys: Float, *, name: str = "n") -> recolle
         heads=1,
         key_dim=DIM,
         value_dim=DIM,
-        capacity=2 * ENTRIES,
+        capacity=capacity,
         dtype="float32",
         index="ivf",
         recall=0.9,
@@ -149,3 +151,24 @@ def test_an_operator_sees_recall(tmp_path: Path) -> None:
     }
     assert 0 < counted["reader"] <= bank.sampled
     assert not counted.get("other")
+
+
+def test_an_index_counts_in_quotas(tmp_path: Path) -> None:
+    """A tenant fills the machine with indexes that no quota knows of, or cannot even overwrite."""
+    made = Mixture()
+    stored = ENTRIES * 2 * DIM * 4
+    with ServerProcess(data_dir=tmp_path) as server, Installation(server) as installation:
+        token = installation.tenant("small", bytes_max=stored + 1000)
+        with recollect.connect(server.tcp_url, token=token, retries=0) as client:
+            ns = filled(client, made.draw(ENTRIES), capacity=ENTRIES)
+            assert ns.stats().bytes == stored
+            bank = read_until_indexed(ns, made)
+            assert stored + 1000 < bank.bytes == ns.stats().bytes < 1.5 * stored
+            more = made.draw(100)
+            ns.add(0, more, more, streams=["s"])  # overwrites
+            with pytest.raises(recollect.ResourceExhaustedError, match="in use") as refused:
+                ns.add(0, more, more, streams=["t"])
+            assert refused.value.reason == "QUOTA_BYTES"
+            ns.evict(streams=["s"], all=True)
+            assert ns.stats().bytes == 0
+            ns.add(0, more, more, streams=["t"])

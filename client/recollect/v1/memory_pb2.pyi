@@ -914,7 +914,7 @@ class GetStatsResponse(google.protobuf.message.Message):
     streams: builtins.int
     entries: builtins.int
     bytes: builtins.int
-    """allocated for keys and values"""
+    """allocated for keys, values and indexes"""
     @property
     def banks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BankStats]: ...
     def __init__(

@@ -2,52 +2,96 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from recollect_bench import datasets
-from recollect_bench.memory import Index, fill, namespace, server_and_client, settle
+from recollect_bench.memory import Engine, Index, fill, namespace, server_and_client, settle
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 
-ENTRIES = 1_048_576
+SIZES = (262_144, 1_048_576)
+WARM = 8192
 GOAL = "<= 16"
+
+REST_S, LOOK_S = 3.0, 0.25
+"""A server that has nothing to do gives back what its allocator keeps, after a second or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Bytes beyond keys and values.
+
+    Attributes:
+        at_rest: More than when a small bank of the same kind had been filled and searched.
+        since_start: More than when the server was new: code that ran and buffers of the wire count too.
+        at_work: The same, before it has come to rest.
+    """
+
+    at_rest: int
+    since_start: int
+    at_work: int
 
 
 def run(scale: Scale) -> Outcome:
-    """Growth of the server's resident memory per entry, less key and value, after 1,048,576 x 64."""
+    """Growth of the server's resident memory, less keys and values, by 1,048,576 x 64, and by fewer."""
     outcome = Outcome()
-    entries = scale.size(ENTRIES)
-    data = datasets.make("subspace", entries=entries, queries=64, seed=scale.seed)
+    sizes = [scale.size(entries) for entries in SIZES]
+    data = datasets.make("subspace", entries=max(sizes), queries=64, seed=scale.seed)
     choices: tuple[Index, ...] = ("exact", "ivf", "auto")
     for index in choices:
-        with server_and_client() as (server, client):
-            warm = namespace(client, "warm", dim=data.dim, capacity=64)
-            fill(warm, data.keys[:64], data.values[:64])
-            before = _resident_bytes(server.pid)
-            space = namespace(client, "memory", dim=data.dim, capacity=entries, index=index)
-            half = entries // 2
-            fill(space, data.keys[:half], data.values[:half])
-            settle(space, data.queries, seconds=scale.seconds_max)
-            at_half = _resident_bytes(server.pid)
-            fill(space, data.keys[half:], data.values[half:])
-            engine = settle(space, data.queries, seconds=scale.seconds_max)
-            at_end = _resident_bytes(server.pid)
-        each = data.keys[0].nbytes + data.values[0].nbytes
-        beyond = at_end - before - entries * each
-        further = (at_end - at_half) / (entries - half) - each
-        outcome.figures.append(
-            Figure(
-                "memory",
-                f"{index}, {entries:,} x {data.dim} float32",
-                f"{beyond / entries:.1f} bytes per entry",
-                ratio=beyond / entries,
-                goal=GOAL,
-                limit=f"{data.dim * 8} bytes of key and value",
-                note=f"{engine}; resident memory of the process, buffers of the wire included; "
-                f"of each entry in the second half {further:.1f}",
+        helds = []
+        for entries in sizes:
+            held, engine = _filled(data, entries, index, scale)
+            helds.append(held)
+            more = (held.since_start - helds[0].since_start) / max(1, entries - sizes[0])
+            outcome.figures.append(
+                Figure(
+                    "memory",
+                    f"{index}, {entries:,} x {data.dim} float32",
+                    f"{held.at_rest / entries:.1f} bytes per entry",
+                    ratio=held.at_rest / entries,
+                    goal=GOAL if entries == sizes[-1] else "",
+                    limit=f"{data.dim * 8} bytes of key and value",
+                    note=f"{engine}; the process holds {held.at_rest / 1e6:.1f} MB more than with "
+                    f"{scale.size(WARM):,} entries, {held.since_start / 1e6:.1f} more than at its start; "
+                    f"{held.at_work / 1e6:.1f} before it has come to rest"
+                    + (f"; {more:.1f} bytes for each beyond {sizes[0]:,}" if entries > sizes[0] else ""),
+                )
             )
-        )
     return outcome
+
+
+def _filled(data: datasets.DataSet, entries: int, index: Index, scale: Scale) -> tuple[_Held, Engine]:
+    """What a new server holds beyond keys and values, and what answers there."""
+    with server_and_client() as (server, client):
+        each, few = data.keys[0].nbytes + data.values[0].nbytes, scale.size(WARM)
+        new = _at_rest(server.pid, scale)
+        # One that is small for "auto" has lists too: what it takes to make any is there before.
+        kind: Index = "exact" if index == "exact" else "ivf"
+        warm = namespace(client, "warm", dim=data.dim, capacity=few, index=kind)
+        fill(warm, data.keys[:few], data.values[:few])
+        settle(warm, data.queries, seconds=scale.seconds_max)
+        before = _at_rest(server.pid, scale)
+        space = namespace(client, "memory", dim=data.dim, capacity=entries, index=index)
+        fill(space, data.keys[:entries], data.values[:entries])
+        engine = settle(space, data.queries, seconds=scale.seconds_max)
+        at_work = _resident_bytes(server.pid)
+        at_rest = _at_rest(server.pid, scale)
+        since_start = at_rest - new - (entries + few) * each
+        return _Held(at_rest - before - entries * each, since_start, at_work - at_rest + since_start), engine
+
+
+def _at_rest(pid: int, scale: Scale) -> int:
+    """Resident bytes once they have been the same for a while."""
+    begun = changed = time.monotonic()
+    now = _resident_bytes(pid)
+    while time.monotonic() - changed < REST_S and time.monotonic() - begun < scale.seconds_max:
+        time.sleep(LOOK_S)
+        before, now = now, _resident_bytes(pid)
+        changed = changed if before == now else time.monotonic()
+    return now
 
 
 def _resident_bytes(pid: int) -> int:

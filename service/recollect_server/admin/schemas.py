@@ -50,7 +50,9 @@ class QuotasBody(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_QUOTAS_EXAMPLE]})
 
-    bytes_max: Positive = Field(default=Quotas().bytes_max, description="allocated for keys and values")
+    bytes_max: Positive = Field(
+        default=Quotas().bytes_max, description="allocated for keys, values and indexes"
+    )
     entries_max: Positive = Quotas().entries_max
     namespaces_max: Positive = Quotas().namespaces_max
     streams_max: Positive = Field(default=Quotas().streams_max, description="in all namespaces together")

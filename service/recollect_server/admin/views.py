@@ -99,7 +99,7 @@ class StatsView(Body):
 
     streams: int
     entries: int
-    bytes: int = Field(description="allocated for keys and values")
+    bytes: int = Field(description="allocated for keys, values and indexes")
 
     @classmethod
     def of(cls, stats: Stats) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class _Call(Generic[Answer_co]):
     """A job under way."""
 
     __slots__ = (
+        "__weakref__",
         "_error",
         "_result",
         "future",
@@ -193,7 +195,8 @@ class Dispatcher:
         if fits:
             self._turn(call, self._work_in(HERE_S))
         if not call.has_ended:
-            call.future.add_done_callback(partial(self._forget, call))
+            # Not the call itself: it has the future, and each would hold the other, and the answer, for long.
+            call.future.add_done_callback(partial(self._forget, weakref.ref(call)))
         return call.future
 
     def queued(self) -> Mapping[str, tuple[int, int]]:
@@ -226,9 +229,10 @@ class Dispatcher:
             lane=job.lane,
         )
 
-    def _forget(self, call: _Call[Answer], future: Future[Answer]) -> None:
+    def _forget(self, waiting: weakref.ref[_Call[Answer]], future: Future[Answer]) -> None:
         """Its caller gave it up: it makes room at once if it has not begun, otherwise at its next pause."""
-        if not future.cancelled():
+        call = waiting()
+        if call is None or not future.cancelled():
             return
         with self._ready:
             if not call.has_begun and self._queue.remove(call.job.tenant, call, lane=call.job.lane):

@@ -59,6 +59,6 @@ def require_room(
     used_bytes = memories.total.bytes
     if more_bytes > 0 and used_bytes + more_bytes > limits.memory_bytes_max:
         raise MemoryExhaustedError(
-            f"this call needs {more_bytes:,} bytes more for keys and values; {used_bytes:,} of "
+            f"this call needs {more_bytes:,} bytes more; {used_bytes:,} of "
             f"{limits.memory_bytes_max:,} are in use. Evict, or delete a namespace"
         )

@@ -24,7 +24,7 @@ class Bank:
         usage: Of its namespace; told of every change.
     """
 
-    __slots__ = ("_store", "_told", "_usage", "ring", "spec")
+    __slots__ = ("_index_bytes", "_store", "_told", "_usage", "ring", "spec")
 
     def __init__(self, spec: NamespaceSpec, store: Store, *, first_sequence: int, usage: Usage) -> None:
         self.spec = spec
@@ -32,15 +32,16 @@ class Bank:
         self._store = store
         self._usage = usage
         self._told = (0, 0.0)
+        self._index_bytes = 0  # as it was counted last
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the buffers for keys and values."""
-        return self.ring.allocated * self.spec.entry_bytes
+        """Bytes of the buffers for keys and values, and of an index over them."""
+        return self.ring.allocated * self.spec.entry_bytes + self._index_bytes
 
     def bytes_for(self, tokens: int) -> int:
         """What `allocated_bytes` will be once `tokens` more entries are added."""
-        return self.ring.allocation_for(tokens) * self.spec.entry_bytes
+        return self.ring.allocation_for(tokens) * self.spec.entry_bytes + self._index_bytes
 
     def entries_for(self, tokens: int) -> int:
         """How many entries there will be once `tokens` more are added."""
@@ -58,6 +59,7 @@ class Bank:
         writes, evicted = self.ring.push(tokens, second=int(now_s))
         self._store.write(writes, keys, values)
         self._usage.change(entries=self.ring.count - before)
+        self._count_index()
         return evicted
 
     @property
@@ -84,7 +86,9 @@ class Bank:
 
     def upkeep(self) -> Steps[bool]:
         """A few milliseconds of background work; whether there is more."""
-        return self._store.upkeep(self.ring.segments())
+        more = yield from self._store.upkeep(self.ring.segments())
+        self._count_index()
+        return more
 
     def search_work(self, queries: int) -> int:
         """What `queries` of each head would take, in multiply-adds; an estimate, from any thread."""
@@ -92,12 +96,14 @@ class Bank:
 
     def search(self, queries: DenseArray, top_k: int, *, exact: bool = False) -> Steps[Hits]:
         """The top_k entries of queries [Hq, T, Dk]; `exact`: whatever index the namespace has."""
+        self._count_index()  # reads before may have made one
         return self._store.search(queries, self.ring.segments(), top_k, exact=exact)
 
     def attend(
         self, queries: DenseArray, top_k: int, *, scale: float, exact: bool = False
     ) -> Steps[Attention]:
         """Attention of queries [Hq, T, Dk] over their top_k entries; `exact` as in `search`."""
+        self._count_index()
         return self._store.attend(queries, self.ring.segments(), top_k, scale=scale, exact=exact)
 
     def attend_backward(
@@ -152,9 +158,16 @@ class Bank:
             else:
                 self._store.compact(self.ring.keep(np.flatnonzero(~mask)))
         self._usage.change(entries=-evicted)
+        self._count_index()
         return evicted
 
     def clear(self) -> None:
         """Zeroes and releases the buffers; the bank must not be used after."""
         self._store.clear()
         self._usage.change(allocated_bytes=-self.allocated_bytes, entries=-self.ring.count)
+
+    def _count_index(self) -> None:
+        now = self._store.index_bytes
+        if now != self._index_bytes:
+            self._usage.change(allocated_bytes=now - self._index_bytes)
+            self._index_bytes = now

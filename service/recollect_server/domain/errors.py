@@ -119,7 +119,7 @@ class ResourceExhaustedError(RecollectError):
 
 
 class MemoryExhaustedError(ResourceExhaustedError):
-    """The server may not allocate more for keys and values."""
+    """The server may not allocate more for what is stored."""
 
     reason = "MEMORY_EXHAUSTED"
 

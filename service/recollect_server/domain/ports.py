@@ -93,6 +93,11 @@ class Store(Protocol):
         """What answers reads now. Safe to ask from any thread."""
         ...
 
+    @property
+    def index_bytes(self) -> int:
+        """What an index takes beside keys and values. Asked for at each call, so it is not added up then."""
+        ...
+
     def wants_upkeep(self, live: Sequence[slice]) -> bool:
         """Whether there is background work to do, as keeping an index. Safe to ask from any thread."""
         ...

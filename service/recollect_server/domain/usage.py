@@ -12,7 +12,7 @@ class Usage:
         parent: What these totals are a part of, and which changes with them.
 
     Attributes:
-        bytes: Allocated for keys and values.
+        bytes: Allocated for keys, values and indexes.
         entries: Stored.
         streams: That exist.
     """

@@ -47,6 +47,11 @@ class FaissStore(NoUpkeep, CpuBuffers):
         asked = self._spec.index is not IndexChoice.EXACT
         return IndexState(reason="the kernels were not compiled" if asked else "")
 
+    @property
+    def index_bytes(self) -> int:
+        """See `Store.index_bytes`."""
+        return 0
+
     def search_work(self, queries: int, entries: int) -> int:
         """See `Store.search_work`."""
         return self._spec.heads * work.searched(queries, entries, self._spec.key_dim)

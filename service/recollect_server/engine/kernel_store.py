@@ -46,6 +46,11 @@ class KernelStore(CpuBuffers):
         """See `Store.index_state`."""
         return IndexState() if self._index is None else self._index.state
 
+    @property
+    def index_bytes(self) -> int:
+        """See `Store.index_bytes`."""
+        return 0 if self._index is None else self._index.bytes
+
     def grow(self, allocated: int, live: Sequence[slice]) -> None:
         """See `Store.grow`."""
         super().grow(allocated, live)

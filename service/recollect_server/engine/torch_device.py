@@ -126,6 +126,11 @@ class TorchStore(NoUpkeep):
         """See `Store.index_state`."""
         return self._index.state
 
+    @property
+    def index_bytes(self) -> int:
+        """See `Store.index_bytes`."""
+        return self._index.bytes
+
     def search_work(self, queries: int, entries: int) -> int:
         """See `Store.search_work`."""
         return self._spec.heads * self._index.search_work(queries, entries, dim=self._spec.key_dim)

@@ -118,6 +118,11 @@ class BankIndex:
             found=self._found,
         )
 
+    @property
+    def bytes(self) -> int:
+        """What the lists take, those that are being made included."""
+        return sum(lists.bytes for lists in (self._lists, self._draft) if lists is not None)
+
     def search_work(self, queries: int, entries: int, *, dim: int) -> int:
         """See `Store.search_work`; of one head."""
         lists, probes = self._lists, self._watch.probes

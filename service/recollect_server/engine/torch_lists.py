@@ -88,6 +88,12 @@ class Lists:
         """The slot after the newest."""
         return (self.head + self.count) % self.allocated
 
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        rings = [part for each in (self.rows, self.spill) for part in (each.slots, each.first, each.count)]
+        return sum(part.nbytes for part in (self.centroids, self.list_of, *rings))
+
     def add(self, keys: Tensor) -> tuple[bool, Tensor]:
         """Adds keys [H, T, D] of the slots from `end` on; T is at most what is free.
 

@@ -45,6 +45,8 @@ COMPARED = 0.03
 
 BEING_MADE = "an inverted file for as many entries as there are now is being made"
 
+_NO_KEYS: Raw = np.empty((0, 0, 0), dtype=np.float32)
+
 
 class Index:
     """The inverted files of one bank, one for each head; none where exact search is the better choice.
@@ -68,7 +70,8 @@ class Index:
         self._recall = None if spec.recall < 1 else 1.0
         self._too_few = False
         self._moves = 0  # times that entries came to other slots
-        self._keys: Raw = np.empty((0, 0, 0), dtype=np.float32)
+        self._keys: Raw = _NO_KEYS
+        self._bytes = self._sample_bytes = 0
         self._live: Sequence[slice] = ()
 
     @property
@@ -105,8 +108,11 @@ class Index:
 
     @property
     def bytes(self) -> int:
-        """What the files take."""
-        return sum(file.bytes for file in self._all_files())
+        """What the files take, and the sample of one that is being made; as of the last change but an add."""
+        return self._bytes
+
+    def _count(self) -> None:
+        self._bytes = sum(file.bytes for file in self._all_files()) + self._sample_bytes
 
     def file_for(self, head: int, queries: int, entries: int) -> InvertedFile | None:
         """The file that should answer; None if exact search is faster."""
@@ -142,6 +148,7 @@ class Index:
         self._moves += 1
         for file in self._all_files():
             file.moved(order, slots)
+        self._count()
 
     # ---- background ----
 
@@ -166,7 +173,8 @@ class Index:
                 continue
             done += took
             yield took
-        self._keys = self._keys[:0]
+        self._count()
+        self._keys = _NO_KEYS  # a slice would keep a buffer that the bank has outgrown
         return self.wants_upkeep(live)
 
     def _next_job(self) -> Generator[int, None, None] | None:
@@ -205,11 +213,14 @@ class Index:
         lists, self._trains = lists_for(entries), True
         size = min(entries, TRAINED_PER_LIST * lists, SAMPLE_BYTES_MAX // (4 * dim))
         sample = np.zeros((size, dim), dtype=np.float32)
+        self._sample_bytes = sample.nbytes
         try:
             yield from self._fill(sample, head)
             centroids = yield from _centroids(sample, lists)
         finally:
             sample.fill(0)
+            self._sample_bytes = 0
+        del sample
         file = InvertedFile(centroids, self._keys.shape[1], entries=entries)
         for part in self._live:
             file.pending.add(part)

@@ -223,7 +223,7 @@ class _StateCollector(Collector):
 
     def _of_devices(self) -> Iterator[Metric]:
         allocated = GaugeMetricFamily(
-            "recollect_device_allocated_bytes", "For keys and values.", labels=["device"]
+            "recollect_device_allocated_bytes", "For keys, values and indexes.", labels=["device"]
         )
         bound = GaugeMetricFamily("recollect_device_limit_bytes", "The bound on them.", labels=["device"])
         for device in self._state.devices():
@@ -250,7 +250,7 @@ def _flag(name: str, text: str, value: bool) -> GaugeMetricFamily:
 
 
 _TENANT_GAUGES: tuple[tuple[str, str, Callable[[TenantState], int]], ...] = (
-    ("recollect_tenant_bytes", "Allocated for keys and values.", lambda has: has.bytes),
+    ("recollect_tenant_bytes", "Allocated for keys, values and indexes.", lambda has: has.bytes),
     ("recollect_tenant_entries", "Live ones.", lambda has: has.entries),
     ("recollect_tenant_namespaces", "Of which this server holds something.", lambda has: has.namespaces),
     ("recollect_tenant_streams", "In all namespaces.", lambda has: has.streams),

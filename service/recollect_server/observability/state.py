@@ -12,7 +12,7 @@ class TenantState:
     """What one tenant holds on this server now, and what of its work waits.
 
     Attributes:
-        bytes: Allocated for keys and values.
+        bytes: Allocated for keys, values and indexes.
         entries: Live ones.
         namespaces: Of which this server holds something.
         streams: In all of them together.
@@ -34,7 +34,7 @@ class DeviceState:
 
     Attributes:
         name: As `GetServerInfo` gives it, as "cpu" or "cuda:0".
-        bytes_allocated: For keys and values of all tenants.
+        bytes_allocated: For keys, values and indexes of all tenants.
         bytes_max: The bound on them.
     """
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from functools import partial
@@ -303,3 +305,23 @@ def test_calls_of_a_lane_never_run_between_anothers_steps() -> None:
         own = [name for name in seen if name.startswith(lane)]
         assert own == [f"{lane}{number}" for number in range(4) for _ in range(5)]
     dispatcher.drain()
+
+
+class Answered:
+    """An answer that can be watched; of a real one the arrays may be 64 MiB."""
+
+
+def test_an_answer_goes_with_the_last_who_wants_it(dispatcher: Dispatcher) -> None:
+    """Calls and answers hold each other until garbage is collected: a server swells by each large one."""
+    gc.collect()
+    gc.disable()
+    try:
+        gate = Gate(dispatcher)
+        future = dispatcher.submit(Job("t", in_one_step(Answered), 10**12))
+        gate.open()
+        watched = weakref.ref(future.result(PATIENCE_S))
+        dispatcher.drain()
+        del future
+        assert watched() is None
+    finally:
+        gc.enable()

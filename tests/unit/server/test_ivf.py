@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -289,6 +291,17 @@ def test_memory_of_an_entry() -> None:
     assert store.index_state.index == "ivf"
     assert store._index is not None
     assert store._index.bytes / entries <= 16
+
+
+def test_an_outgrown_buffer_is_freed() -> None:
+    """Background work holds on to the keys that it last saw, which may be half of a server's memory."""
+    made, bank = Mixture(), IndexedBank(8000)
+    bank.add(bank.draw(made, 2000))
+    bank.read(made)
+    assert bank.answers == "ivf"
+    outgrown = weakref.ref(bank.store._keys)
+    bank.add(bank.draw(made, 6000))
+    assert outgrown() is None
 
 
 def test_a_bank_that_shrinks_is_searched_exactly() -> None:

@@ -110,3 +110,18 @@ def test_nearest_where_many_are_equal(isa: str, probes: int) -> None:
         nearer = np.flatnonzero(asked > 0)
         best = nearer[np.argsort(-asked[nearer])][:probes]
         assert np.isin(best, row).all()
+
+
+@pytest.mark.parametrize("lists", [1, 0xFFFE, 0xFFFF, 0x10000, 70_000])
+def test_slots_know_their_lists(lists: int) -> None:
+    """Where there are more lists than two bytes can name, a slot is taken out of another one than its own."""
+    rng, slots = np.random.default_rng(lists), 5000
+    held, assigned = kernels.Lists(lists, slots), np.full(slots, -1)
+    for _ in range(3):
+        first = int(rng.integers(slots))
+        part = slice(first, first + int(rng.integers(slots - first)))
+        assigned[part] = rng.integers(-1, lists, size=part.stop - part.start)
+        assigned[part][:2] = [lists - 1, -1][: part.stop - part.start]
+        held.put(part.start, assigned[part])
+        np.testing.assert_array_equal(held.of_slots(), assigned)
+        np.testing.assert_array_equal(held.sizes(), np.bincount(assigned[assigned >= 0], minlength=lists))

@@ -4,6 +4,30 @@
 
 #include "kernels.h"
 
+// Which list each slot is in, -1 for none: in two bytes, unless there are more lists than these can name.
+class ListOfSlot {
+  public:
+    ListOfSlot(int64_t slots, int32_t lists) {
+        if (lists < NONE) narrow_.assign(slots, NONE);
+        else wide_.assign(slots, -1);
+    }
+    int32_t operator[](int64_t slot) const {
+        if (!wide_.empty()) return wide_[slot];
+        return narrow_[slot] == NONE ? -1 : narrow_[slot];
+    }
+    void set(int64_t slot, int32_t list) {
+        if (!wide_.empty()) wide_[slot] = list;
+        else narrow_[slot] = static_cast<uint16_t>(list);  // -1 is NONE
+    }
+    size_t size() const { return wide_.size() + narrow_.size(); }
+    int64_t bytes() const { return static_cast<int64_t>(wide_.capacity() * 4 + narrow_.capacity() * 2); }
+
+  private:
+    static constexpr uint16_t NONE = 0xffff;
+    std::vector<uint16_t> narrow_;
+    std::vector<int32_t> wide_;
+};
+
 struct RcLists {
     // One list is a queue: the oldest slots leave at its front.
     struct List {
@@ -13,7 +37,7 @@ struct RcLists {
         const int32_t* data() const { return slots.data() + head; }
     };
     std::vector<List> lists;
-    std::vector<int32_t> of_slot;  // -1: in none
+    ListOfSlot of_slot;
 };
 
 struct Isa {

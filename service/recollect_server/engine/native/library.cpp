@@ -320,10 +320,7 @@ void rc_accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_
 // ---- inverted lists ----
 
 RcLists* rc_lists_new(int32_t lists, int64_t slots) {
-    auto* made = new RcLists;
-    made->lists.resize(lists);
-    made->of_slot.assign(slots, -1);
-    return made;
+    return new RcLists{std::vector<RcLists::List>(lists), ListOfSlot(slots, lists)};
 }
 
 void rc_lists_free(RcLists* lists) { delete lists; }
@@ -346,9 +343,9 @@ static void take_out(RcLists::List& list, int32_t slot) {
 void rc_lists_put(RcLists* lists, int64_t begin, int64_t n, const int64_t* assigned) {
     for (int64_t i = 0; i < n; ++i) {
         const int64_t slot = begin + i;
-        int32_t& of = lists->of_slot[slot];
-        if (of >= 0) take_out(lists->lists[of], static_cast<int32_t>(slot));
-        of = static_cast<int32_t>(assigned[i]);
+        const int32_t before = lists->of_slot[slot], of = static_cast<int32_t>(assigned[i]);
+        if (before >= 0) take_out(lists->lists[before], static_cast<int32_t>(slot));
+        lists->of_slot.set(slot, of);
         if (of < 0) continue;
         auto& slots = lists->lists[of].slots;
         // By an eighth at a time: doubling would leave half of it empty.
@@ -358,7 +355,7 @@ void rc_lists_put(RcLists* lists, int64_t begin, int64_t n, const int64_t* assig
 }
 
 int64_t rc_lists_bytes(const RcLists* lists) {
-    int64_t bytes = static_cast<int64_t>(lists->of_slot.capacity()) * 4;
+    int64_t bytes = lists->of_slot.bytes();
     for (const auto& list : lists->lists)
         bytes += static_cast<int64_t>(sizeof list) + static_cast<int64_t>(list.slots.capacity()) * 4;
     return bytes;
@@ -369,7 +366,7 @@ void rc_lists_sizes(const RcLists* lists, int32_t* sizes) {
 }
 
 void rc_lists_of(const RcLists* lists, int32_t* of_slot) {
-    std::copy(lists->of_slot.begin(), lists->of_slot.end(), of_slot);
+    for (size_t slot = 0; slot < lists->of_slot.size(); ++slot) of_slot[slot] = lists->of_slot[slot];
 }
 
 void rc_nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,

@@ -1,0 +1,64 @@
+"""What the C library's allocator keeps of memory that was freed: in one place, and given back at rest.
+
+Messages, buffers that a bank has outgrown and samples of an index come and go by megabytes. glibc keeps their
+pages for what comes next, and learns from large ones to keep more: tens of megabytes, whatever is stored, and
+in one arena for each of many threads. Elsewhere than with glibc nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import time
+
+LOOK_S = 1.0
+"""How often it is looked whether the server rests."""
+
+RESTING = 0.05
+"""Of one processor's time: who used less since the last look rests."""
+
+WORTH_S = 0.02
+"""Who has used so much processor time since the last time may have something to give back again."""
+
+_M_ARENA_MAX = -8  # of malloc.h
+
+
+def use_one_arena() -> None:
+    """Has all threads take memory from one arena. Call it before there are threads.
+
+    What one thread frees is then used by the next one, and all of it can be given back: of arenas beyond the
+    first, glibc never gives back the top. The interpreter's lock keeps threads from asking at once.
+    """
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_ARENA_MAX, 1)
+
+
+async def trim_at_rest() -> None:
+    """Gives back what is free, whenever the process rests after it has worked.
+
+    Not before: under load, pages that are kept are faults that are spared.
+    """
+    library = _glibc()
+    if library is None:
+        return
+    given_back_s = before_s = time.process_time()
+    while True:
+        await asyncio.sleep(LOOK_S)
+        now_s = time.process_time()
+        if now_s - before_s < RESTING * LOOK_S and now_s - given_back_s > WORTH_S:
+            # For a few milliseconds, and without the interpreter's lock.
+            await asyncio.to_thread(library.malloc_trim, 0)
+            given_back_s = time.process_time()
+        before_s = now_s
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):  # not a system with such a thing
+        return None
+    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+        return None
+    library.malloc_trim.argtypes, library.malloc_trim.restype = [ctypes.c_size_t], ctypes.c_int
+    return library

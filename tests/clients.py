@@ -56,12 +56,12 @@ async def _listed(items: AsyncIterator[object]) -> list[object]:
 
 
 @contextmanager
-def blocking_client(url: str) -> Iterator[recollect.Client]:
+def blocking_client(url: str, *, token: str | None = None, retries: int = 3) -> Iterator[recollect.Client]:
     """An async client in a loop of its own, with the face of a sync one."""
     with asyncio.Runner() as runner:
 
         async def connect() -> recollect.AsyncClient:
-            return recollect.connect_async(url)
+            return recollect.connect_async(url, token=token, retries=retries)
 
         client = runner.run(connect())
         try:

@@ -94,6 +94,13 @@ class ServerProcess(Closing):
         """Whether the process runs."""
         return self.process.poll() is None
 
+    @property
+    def resident_bytes(self) -> int:
+        """Of the machine's memory that the process takes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+        return int(line.split()[1]) * 1024
+
     def terminate(self) -> None:
         """Asks it to drain; returns at once."""
         self.process.send_signal(signal.SIGTERM)

@@ -28,13 +28,6 @@ BEYOND_MAX = 6_000_000
 PATIENCE_S = 60.0
 
 
-def resident_bytes(server: ServerProcess) -> int:
-    """Of the process."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) * 1024
-
-
 def test_freed_memory_is_given_back() -> None:
     """A server keeps what messages and outgrown buffers took for ever: more for each thread that saw some."""
     block = np.random.default_rng(0).standard_normal((1, 1, BLOCK, DIM)).astype(np.float32)
@@ -45,11 +38,11 @@ def test_freed_memory_is_given_back() -> None:
         )
         ns.add(0, block[:, :, :64], block[:, :, :64], streams=["warm"])
         ns.search(0, block[:, :, :64], top_k=32, streams=["warm"], include=["keys", "values"])
-        before = resident_bytes(server)
+        before = server.resident_bytes
         for _ in range(ENTRIES // BLOCK):
             ns.add(0, block, block, streams=["s"])
         ns.search(0, block[:, :, :1024], top_k=32, streams=["s"], include=["keys", "values"])  # 17 MB
         end = time.monotonic() + PATIENCE_S
-        while (beyond := resident_bytes(server) - before - ENTRIES * EACH) > BEYOND_MAX:
+        while (beyond := server.resident_bytes - before - ENTRIES * EACH) > BEYOND_MAX:
             assert time.monotonic() < end, f"{beyond:,} bytes beyond keys and values"
             time.sleep(0.1)

@@ -15,7 +15,7 @@ import pytest
 
 import recollect
 from tests.clients import blocking_client
-from tests.contract.memories import CheckedMemory, Memories
+from tests.contract.memories import Array, CheckedMemory, Memories
 from tests.e2e.test_server import PATIENCE_S, wait_for
 from tests.holding_proxy import HoldingProxy
 from tests.installation import Installation
@@ -29,7 +29,7 @@ ANSWER_BYTES = len(STREAMS) * TOKENS * TOP_K * (8 + 4 * 3 * DIM)
 """33 MB, in as many chunks: more than sockets and gRPC keep on the way."""
 
 PASSED_BYTES = 3_000_000
-Found = recollect.SearchResult[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
+Found = recollect.SearchResult[Array]
 
 
 @dataclass

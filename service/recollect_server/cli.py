@@ -46,8 +46,8 @@ def serve(
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
-    # Read by gRPC when it is imported. Since 1.80 threads of its own wait for what arrives and wake up the one
-    # that is to have it; as before, that one waits itself: half the switches, 50 us of a small call.
+    # Read by gRPC when it is imported. Since 1.80 threads of its own wait for what arrives and wake up the
+    # one that is to have it; as before, that one waits itself: half the switches, 50 us of a small call.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_poller_for_python")
     from recollect_server import serving
 

@@ -29,6 +29,7 @@ from recollect_server.rpc.call import Arrival
 from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Response, Route, Sent
 from recollect_server.rpc.health import Health
 from recollect_server.rpc.parts import check_parts
+from recollect_server.rpc.patience import Patience
 from recollect_server.rpc.status import detail_of, status_of
 from recollect_server.rpc.streams import SearchStream
 
@@ -69,6 +70,7 @@ class RpcServer:
         self._endpoint = endpoint
         self._listen = listen
         self._limits = limits
+        self._patience = Patience(limits.receive_s_max)
         self._credentials = credentials
         self._socket_mode = 0o600 if is_dev else 0o660
         self._health = Health()
@@ -150,7 +152,7 @@ class RpcServer:
             async def receive(route: Route) -> Received:
                 # The first byte of the message that is read: its caller is known and let in.
                 try:
-                    async with asyncio.timeout(self._limits.receive_s_max):
+                    with self._patience.wait():
                         raw = await context.read()
                 except TimeoutError:
                     raise DeadlineExceededError(
@@ -182,7 +184,7 @@ class RpcServer:
         for part in stream.parts():
             try:
                 # Who does not read makes the server hold the answer: not for ever.
-                async with asyncio.timeout(self._limits.receive_s_max):
+                with self._patience.wait():
                     await context.write(part)
             except TimeoutError:
                 raise DeadlineExceededError(

@@ -32,7 +32,7 @@ def test_import_brings_neither_torch_nor_the_server() -> None:
 
 
 def test_grpc_is_not_there_before_the_server_begins() -> None:
-    """gRPC has read how it is to poll before `recollect serve` sets it, and every call wakes more threads."""
+    """`recollect serve` sets too late how gRPC polls, and every call wakes more threads."""
     code = (
         "import sys, recollect, recollect._cli, recollect_server.cli\n"
         "print([name for name in sys.modules if name.partition('.')[0] == 'grpc'])\n"

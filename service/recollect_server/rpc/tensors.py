@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from recollect.v1 import memory_pb2 as pb
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.spec import Dtype
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 DTYPES = {
     pb.DTYPE_FLOAT32: Dtype.FLOAT32,
@@ -29,6 +32,9 @@ NO_ID = np.uint64(2**64 - 1)
 
 WIRE_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
 
+LITTLE_ENDIAN = {dtype: np.dtype(raw).newbyteorder("<") for dtype, raw in RAW_TYPES.items()}
+"""Elements as they travel."""
+
 
 def dense(argument: str, tensor: pb.Tensor) -> DenseArray:
     """A floating-point tensor.
@@ -41,10 +47,7 @@ def dense(argument: str, tensor: pb.Tensor) -> DenseArray:
         raise InvalidArgumentError(
             argument, f"has dtype {dtype_name(tensor.dtype)}; expected float32, float16 or bfloat16"
         )
-    itemsize = dtype.itemsize_bytes
-    _check_size(argument, tensor, itemsize)
-    raw = np.frombuffer(tensor.data, dtype=np.dtype(RAW_TYPES[dtype]).newbyteorder("<"))
-    return DenseArray(raw.reshape(tuple(tensor.shape)), dtype)
+    return DenseArray(_elements(argument, tensor, LITTLE_ENDIAN[dtype]), dtype)
 
 
 def float32(argument: str, tensor: pb.Tensor) -> Float32:
@@ -68,8 +71,7 @@ def entry_ids(ids: pb.EntryIds) -> Int64:
     offsets = ids.offsets
     if offsets.dtype != pb.DTYPE_INT32:
         raise InvalidArgumentError("ids", f"has offsets of dtype {dtype_name(offsets.dtype)}; expected int32")
-    _check_size("ids", offsets, 4)
-    packed = np.frombuffer(offsets.data, dtype="<i4").reshape(tuple(offsets.shape))
+    packed = _elements("ids", offsets, np.dtype("<i4"))
     if packed.ndim != 4 or len(ids.first_ids) != packed.shape[0]:
         raise InvalidArgumentError(
             "ids",
@@ -86,7 +88,7 @@ def entry_ids(ids: pb.EntryIds) -> Int64:
 
 def to_wire(array: DenseArray) -> pb.Tensor:
     """A floating-point tensor for the wire."""
-    little = array.raw.astype(array.raw.dtype.newbyteorder("<"), copy=False)
+    little = array.raw.astype(LITTLE_ENDIAN[array.dtype], copy=False)
     return pb.Tensor(data=little.tobytes(), dtype=WIRE_DTYPES[array.dtype], shape=array.shape)
 
 
@@ -125,19 +127,19 @@ def entry_ids_to_wire(ids: Int64) -> pb.EntryIds:
     return pb.EntryIds(offsets=tensor, first_ids=packed.first_ids)
 
 
-def _check_size(argument: str, tensor: pb.Tensor, itemsize: int) -> None:
-    if len(tensor.shape) > RANK_MAX:
-        raise InvalidArgumentError(argument, f"has {len(tensor.shape)} dimensions; {RANK_MAX} are the most")
-    if any(not 0 <= size <= SIZE_MAX for size in tensor.shape):
+def _elements(argument: str, tensor: pb.Tensor, dtype: np.dtype[Scalar]) -> npt.NDArray[Scalar]:
+    # Each look at `data` copies it.
+    shape, data = tuple(tensor.shape), tensor.data
+    if len(shape) > RANK_MAX:
+        raise InvalidArgumentError(argument, f"has {len(shape)} dimensions; {RANK_MAX} are the most")
+    if shape and not (min(shape) >= 0 and max(shape) <= SIZE_MAX):
+        raise InvalidArgumentError(argument, f"has shape {list(shape)}; sizes are from 0 to {SIZE_MAX}")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
         raise InvalidArgumentError(
-            argument, f"has shape {list(tensor.shape)}; sizes are from 0 to {SIZE_MAX}"
+            argument, f"has {len(data)} bytes of data; shape {list(shape)} takes {expected}"
         )
-    expected = math.prod(tensor.shape) * itemsize
-    if len(tensor.data) != expected:
-        raise InvalidArgumentError(
-            argument,
-            f"has {len(tensor.data)} bytes of data; shape {list(tensor.shape)} takes {expected}",
-        )
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
 def dtype_name(dtype: int) -> str:

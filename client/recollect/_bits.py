@@ -40,8 +40,11 @@ def to_bits(values: Floats, dtype: Dtype) -> Wire:
     """`values` in a wire format; a view where they already are. What is too large becomes infinite."""
     if dtype == "bfloat16":
         return _to_bfloat16(values)
+    wire = WIRE_DTYPES[dtype]
+    if values.dtype == wire:
+        return cast("Wire", values)
     with np.errstate(over="ignore", under="ignore"):
-        return values.astype(WIRE_DTYPES[dtype], copy=False)
+        return values.astype(wire)
 
 
 def from_bits(bits: Wire, dtype: Dtype) -> Floats:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Literal, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from recollect._regions import (
-    REFUSALS,
-    Region,
-    RegionPool,
-    asked_into,
-    is_of_region,
-    open_request,
-)
+from recollect._regions import REFUSALS, Region, RegionPool, asked_into, is_of_region, open_request
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
@@ -60,20 +53,23 @@ class GrpcTransport:
         else:
             self._channel = grpc.secure_channel(target.address, credentials, options=_OPTIONS)
         self._regions = RegionPool(target.socket_path)
-        self._closed = False
+        self._translated = _Translated(target.url)
+        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[Message, Message]] = {}
 
     def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
-        with traced(method, self._url) as headers, self._translated():
-            multicallable = self._channel.unary_unary(
-                method,
-                request_serializer=_serialize,
-                response_deserializer=reply_type.FromString,
-            )
-            reply: Reply = multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
-        return reply
+        with traced(method, self._url) as headers, self._translated:
+            multicallable = self._methods.get(method)
+            if multicallable is None:
+                multicallable = self._methods[method] = self._channel.unary_unary(
+                    method,
+                    request_serializer=_serialize,
+                    response_deserializer=reply_type.FromString,
+                )
+            reply = multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
+        return cast("Reply", reply)  # a method has one type of answer
 
     def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
@@ -90,7 +86,7 @@ class GrpcTransport:
             except RecollectError as error:
                 if not is_of_region(error):
                     raise
-        with traced(method, self._url) as headers, self._translated():
+        with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
                 method, request_serializer=_serialize
             )
@@ -131,23 +127,9 @@ class GrpcTransport:
                 return None
             raise
 
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            if self._closed:
-                raise closed(self._url) from error
-            call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
-            raise _translate(self._url, call.code(), call.details(), call.trailing_metadata()) from error
-        except ValueError as error:  # "Cannot invoke RPC on closed channel!"
-            if self._closed:
-                raise closed(self._url) from error
-            raise
-
     def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
-        self._closed = True
+        self._translated.is_closed = True
         self._regions.close()
         self._channel.close()
 
@@ -162,20 +144,23 @@ class AsyncGrpcTransport:
         self._credentials = _encryption(target, tls)
         self._channel: grpc.aio.Channel | None = None
         self._regions = RegionPool(target.socket_path)
-        self._closed = False
+        self._translated = _Translated(target.url)
+        self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[Message, Message]] = {}
 
     async def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
-        with traced(method, self._url) as headers, self._translated():
-            multicallable = self._opened().unary_unary(
-                method,
-                request_serializer=_serialize,
-                response_deserializer=reply_type.FromString,
-            )
-            reply: Reply = await multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
-        return reply
+        with traced(method, self._url) as headers, self._translated:
+            multicallable = self._methods.get(method)
+            if multicallable is None:
+                multicallable = self._methods[method] = self._opened().unary_unary(
+                    method,
+                    request_serializer=_serialize,
+                    response_deserializer=reply_type.FromString,
+                )
+            reply = await multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
+        return cast("Reply", reply)  # a method has one type of answer
 
     async def stream(
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
@@ -192,7 +177,7 @@ class AsyncGrpcTransport:
             except RecollectError as error:
                 if not is_of_region(error):
                     raise
-        with traced(method, self._url) as headers, self._translated():
+        with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._opened().unary_stream(
                 method, request_serializer=_serialize
             )
@@ -233,22 +218,9 @@ class AsyncGrpcTransport:
                 return None
             raise
 
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            if self._closed:
-                raise closed(self._url) from error
-            raise _translate(self._url, error.code(), error.details(), error.trailing_metadata()) from error
-        except grpc.aio.UsageError as error:  # "Channel is closed."
-            if self._closed:
-                raise closed(self._url) from error
-            raise
-
     async def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
-        self._closed = True
+        self._translated.is_closed = True
         self._regions.close()
         if self._channel is not None:
             await self._channel.close()
@@ -262,6 +234,30 @@ class AsyncGrpcTransport:
         if self._credentials is None:
             return grpc.aio.insecure_channel(self._address, options=_OPTIONS)
         return grpc.aio.secure_channel(self._address, self._credentials, options=_OPTIONS)
+
+
+class _Translated:
+    """Makes an error of the tree of what gRPC raises, in all calls of a transport."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.is_closed = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Literal[False]:
+        # Those that are none of a call: "Cannot invoke RPC on closed channel!", "Channel is closed."
+        if self.is_closed and isinstance(error, grpc.RpcError | ValueError | grpc.aio.UsageError):
+            raise closed(self._url) from error
+        if isinstance(error, grpc.RpcError):
+            call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
+            raise _translate(self._url, call.code(), call.details(), call.trailing_metadata()) from error
+        return False
 
 
 def closed(url: str) -> ClosedError:

@@ -11,7 +11,7 @@ from recollect._bits import LARGEST, Floats, Ids, Wire, from_bits, has_infinite,
 from recollect._results import Dtype
 from recollect.errors import InvalidArgumentError
 
-_FLOATS = ("float16", "float32", "float64")
+_FLOAT_BYTES = (2, 4, 8)
 
 
 class NumpyArray:
@@ -24,10 +24,10 @@ class NumpyArray:
 
     def floats(self) -> Floats:
         """The array, if its dtype is one that can travel."""
-        if self._array.dtype.name not in _FLOATS:
+        dtype = self._array.dtype
+        if dtype.kind != "f" or dtype.itemsize not in _FLOAT_BYTES:
             raise InvalidArgumentError(
-                f"{self._argument} must have dtype float16, float32 or float64 (NumPy), "
-                f"got {self._array.dtype}",
+                f"{self._argument} must have dtype float16, float32 or float64 (NumPy), got {dtype}",
                 argument=self._argument,
             )
         return cast("Floats", self._array)
@@ -62,10 +62,12 @@ class NumpyArray:
         values = from_bits(bits, dtype)
         if exponents is not None:
             values = np.ldexp(values.astype(np.float32, copy=False), exponents[..., None])
+        if values.dtype == self._array.dtype:
+            return _read_only(values)
         if values.dtype == np.float16 and self._array.dtype == np.float32:
             return _read_only(to_float32(values.astype(np.float16, copy=False)))
         with np.errstate(over="ignore", under="ignore"):
-            return _read_only(values.astype(self._array.dtype, copy=False))
+            return _read_only(values.astype(self._array.dtype))
 
     def give_exact(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """float32 scores or int64 ids, whose dtype stays."""

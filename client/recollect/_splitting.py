@@ -92,6 +92,8 @@ def split_grid(
 
 def even_slices(length: int, size_max: int) -> list[slice]:
     """Consecutive slices of at most `size_max` that cover `length`, as few and as even as possible."""
+    if length <= size_max:
+        return [slice(0, length)]
     count = -(-length // size_max)
     bounds = [length * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]

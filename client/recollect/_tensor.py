@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -80,8 +81,9 @@ def read_floats(what: str, message: pb.Tensor, dtype: Dtype, shape: Sequence[int
     Raises:
         InternalError: The reply has another dtype, shape or length than the request implies.
     """
-    _check_reply(what, message, DTYPE_NUMBERS[dtype], WIRE_DTYPES[dtype].itemsize, shape)
-    return np.frombuffer(message.data, dtype=WIRE_DTYPES[dtype]).reshape(shape)
+    wire = WIRE_DTYPES[dtype]
+    data = _checked_data(what, message, DTYPE_NUMBERS[dtype], wire.itemsize, shape)
+    return np.frombuffer(data, dtype=wire).reshape(shape)
 
 
 def ids_message(ids: Ids, argument: str = "ids") -> pb.EntryIds:
@@ -102,8 +104,8 @@ def ids_message(ids: Ids, argument: str = "ids") -> pb.EntryIds:
 
 def read_ids(message: pb.EntryIds, shape: Sequence[int]) -> Ids:
     """int64 ids [B, Hq, T, K] of a reply; -1 for none."""
-    _check_reply("ids", message.offsets, pb.DTYPE_INT32, 4, shape)
-    return unpack_ids(np.frombuffer(message.offsets.data, dtype="<i4").reshape(shape), message.first_ids)
+    data = _checked_data("ids", message.offsets, pb.DTYPE_INT32, 4, shape)
+    return unpack_ids(np.frombuffer(data, dtype="<i4").reshape(shape), message.first_ids)
 
 
 def unpack_ids(offsets: npt.NDArray[np.int32], first_ids: Sequence[int]) -> Ids:
@@ -125,7 +127,7 @@ def check_header(what: str, message: pb.Tensor, number: pb.DType.ValueType, shap
     Raises:
         InternalError: The reply has another dtype or shape than the request implies, or data.
     """
-    _check_reply(what, message, number, 0, shape)
+    _checked_data(what, message, number, 0, shape)
 
 
 def gradient_exponents(
@@ -144,18 +146,17 @@ def gradient_exponents(
     return np.where(finite & (largest > 0), scaled, 0).astype(np.int32)
 
 
-def _check_reply(
+def _checked_data(
     what: str, message: pb.Tensor, number: pb.DType.ValueType, itemsize: int, shape: Sequence[int]
-) -> None:
+) -> bytes:
+    data, length = message.data, itemsize * math.prod(shape)  # each look at `data` copies it
     if message.dtype != number:
         raise _bad_reply(what, f"dtype {message.dtype}", f"{number}")
     if list(message.shape) != list(shape):
         raise _bad_reply(what, f"shape {list(message.shape)}", f"{list(shape)}")
-    length = itemsize
-    for size in shape:
-        length *= size
-    if len(message.data) != length:
-        raise _bad_reply(what, f"{len(message.data)} bytes", f"{length}")
+    if len(data) != length:
+        raise _bad_reply(what, f"{len(data)} bytes", f"{length}")
+    return data
 
 
 def _bad_reply(what: str, came: str, expected: str) -> InternalError:

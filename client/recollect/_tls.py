@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-
-import grpc
+from typing import TYPE_CHECKING
 
 from recollect.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import grpc
 
 StrPath = str | os.PathLike[str]
 
@@ -37,6 +39,8 @@ def channel_credentials(tls: TLS) -> grpc.ChannelCredentials:
         given, missing = ("key_file", "cert_file") if tls.cert_file is None else ("cert_file", "key_file")
         raise _refusal(f"tls has {given} without {missing}; a client's certificate needs both")
     _check(tls)
+    import grpc
+
     return grpc.ssl_channel_credentials(
         root_certificates=_read("ca_file", tls.ca_file),
         private_key=_read("key_file", tls.key_file),

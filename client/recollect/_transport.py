@@ -8,7 +8,6 @@ from google.protobuf.message import Message
 
 from recollect._coalescing import AsyncCoalescing
 from recollect._embedded_transport import AsyncEmbeddedTransport, EmbeddedTransport
-from recollect._grpc_transport import AsyncGrpcTransport, GrpcTransport
 from recollect._tls import TLS
 from recollect._url import Target
 from recollect._work import Collector, Reply, Upload
@@ -52,7 +51,12 @@ class AsyncTransport(Protocol):
 
 def open_transport(target: Target, token: str | None, tls: TLS | None = None) -> Transport:
     """The transport for a URL. Nothing is dialled yet."""
-    return EmbeddedTransport(token) if target.kind == "embedded" else GrpcTransport(target, token, tls)
+    if target.kind == "embedded":
+        return EmbeddedTransport(token)
+    # Here, so that `import recollect` brings no gRPC: `recollect serve` has to set something before that.
+    from recollect._grpc_transport import GrpcTransport
+
+    return GrpcTransport(target, token, tls)
 
 
 def open_async_transport(
@@ -61,5 +65,7 @@ def open_async_transport(
     """The transport for a URL. Nothing is dialled yet."""
     if target.kind == "embedded":
         return AsyncEmbeddedTransport(token)
+    from recollect._grpc_transport import AsyncGrpcTransport
+
     grpc = AsyncGrpcTransport(target, token, tls)
     return AsyncCoalescing(grpc) if coalesce else grpc

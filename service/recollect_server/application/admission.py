@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 from recollect_server.domain.errors import OverloadedError, QuotaExceededError
 from recollect_server.domain.limits import Limits
@@ -41,7 +42,7 @@ class _Account:
 
 
 class Admitted:
-    """A call that may go on.
+    """A call that may go on; a context manager, which counts it out at the end.
 
     Args:
         account: Of its tenant.
@@ -55,33 +56,42 @@ class Admitted:
         self._quotas, self._limits = quotas, limits
         self.bytes = 0
 
-    @asynccontextmanager
-    async def receiving(self) -> AsyncIterator[None]:
-        """Waits until the tenant's messages in flight leave room for another one of the largest size."""
-        account = self._account
-        if account.waiting or not self._has_room():
-            turn = asyncio.get_running_loop().create_future()
-            account.waiting.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if not turn.cancelled():  # its turn had just come
-                    account.receiving -= 1
-                    self._let_next_receive()
-                raise
-        else:
-            account.receiving += 1
-        try:
-            yield
-        finally:
-            account.receiving -= 1
-            self._let_next_receive()
+    def __enter__(self) -> Self:
+        return self
 
-    def ended(self) -> None:
-        """Counts the call out."""
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for each in (self._account, self._server):
             each.calls -= 1
             each.bytes -= self.bytes
+        self._let_next_receive()
+
+    def receiving(self) -> _Receiving:
+        """Waits until the tenant's messages in flight leave room for another one of the largest size."""
+        return _Receiving(self)
+
+    async def begin_receiving(self) -> None:
+        """For `receiving`."""
+        account = self._account
+        if not account.waiting and self._has_room():
+            account.receiving += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        account.waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # its turn had just come
+                self.end_receiving()
+            raise
+
+    def end_receiving(self) -> None:
+        """For `receiving`."""
+        self._account.receiving -= 1
         self._let_next_receive()
 
     def _has_room(self) -> bool:
@@ -144,6 +154,26 @@ class Admitted:
         )
 
 
+class _Receiving:
+    """The time in which a call's message comes in."""
+
+    __slots__ = ("_admitted",)
+
+    def __init__(self, admitted: Admitted) -> None:
+        self._admitted = admitted
+
+    async def __aenter__(self) -> None:
+        await self._admitted.begin_receiving()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._admitted.end_receiving()
+
+
 class Admission:
     """Counts calls per second, calls in flight and their bytes, for each tenant and for all.
 
@@ -165,9 +195,8 @@ class Admission:
         """How many tenants are remembered."""
         return len(self._accounts)
 
-    @contextmanager
-    def begin(self, tenant: str, quotas: Quotas) -> Iterator[Admitted]:
-        """Lets a call in, and counts it out at the end.
+    def begin(self, tenant: str, quotas: Quotas) -> Admitted:
+        """Lets a call in; `Admitted` counts it out at the end.
 
         Args:
             tenant: Whose it is.
@@ -182,11 +211,7 @@ class Admission:
         account.allowance -= 1
         account.calls += 1
         self._server.calls += 1
-        admitted = Admitted(account, self._server, quotas=quotas, limits=self._limits)
-        try:
-            yield admitted
-        finally:
-            admitted.ended()
+        return Admitted(account, self._server, quotas=quotas, limits=self._limits)
 
     def _account(self, tenant: str, quotas: Quotas) -> _Account:
         now_s = self._monotonic()

@@ -74,6 +74,7 @@ class _Call(Generic[Answer_co]):
         "has_begun",
         "has_ended",
         "has_stepped",
+        "is_given_up",
         "job",
         "left",
         "queued_at_s",
@@ -83,6 +84,7 @@ class _Call(Generic[Answer_co]):
         self.job = job
         self.future: Future[Answer_co] = Future()
         self.queued_at_s = queued_at_s
+        self.is_given_up = False  # by its caller, who cancelled the future
         self.has_begun = False  # it has had a turn, or has it now
         self.has_stepped = False  # it was still wanted then
         self.has_ended = False
@@ -128,7 +130,7 @@ class _Call(Generic[Answer_co]):
         if deadline_s is not None and time.monotonic() > deadline_s:
             when = "the device worked on the call" if self.has_stepped else "the call waited for the device"
             self._error = DeadlineExceededError(f"the deadline passed while {when}")
-        elif not self.future.cancelled():
+        elif not self.is_given_up:
             return True
         self.has_ended = True
         self.job.steps.close()
@@ -152,7 +154,8 @@ class Dispatcher:
         self._fair = fair
         self._any_thread = any_thread
         self._is_lent = False  # to a thread that submitted a small call
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()  # of all that follows
+        self._ready = threading.Condition(self._lock)
         self._queue: FairQueue[_Call[object]] = FairQueue(fair=fair)
         self._load = Load(limits, fair=fair)
         self._draining = False
@@ -176,7 +179,7 @@ class Dispatcher:
         """
         now_s = time.monotonic()
         call = _Call(job, now_s)
-        with self._ready:
+        with self._lock:
             if self._draining:
                 raise DrainingError("the server is shutting down", retry_after_s=DRAINING_RETRY_S)
             if job.is_refusable:
@@ -201,12 +204,12 @@ class Dispatcher:
 
     def queued(self) -> Mapping[str, tuple[int, int]]:
         """For each tenant with work: calls that wait for a first turn, and the cost of all that is left."""
-        with self._ready:
+        with self._lock:
             return self._load.by_tenant()
 
     def start_draining(self) -> None:
         """Takes no new work."""
-        with self._ready:
+        with self._lock:
             self._draining = True
             self._ready.notify()
 
@@ -234,7 +237,8 @@ class Dispatcher:
         call = waiting()
         if call is None or not future.cancelled():
             return
-        with self._ready:
+        call.is_given_up = True
+        with self._lock:
             if not call.has_begun and self._queue.remove(call.job.tenant, call, lane=call.job.lane):
                 self._load.began(call.job.tenant)
                 self._end(call)
@@ -253,7 +257,7 @@ class Dispatcher:
             call.job.worked_s = (call.job.worked_s or 0.0) + seconds
         if call.has_ended:
             call.deliver()
-        with self._ready:
+        with self._lock:
             self._queue.give_back(work, ended=call.has_ended)
             self._load.measured(work, seconds)
             behind = min(work, call.left)
@@ -268,7 +272,7 @@ class Dispatcher:
 
     def _next(self) -> _Call[object] | None:
         """For the device's own thread: the call whose turn it is; None if there will be no more."""
-        with self._ready:
+        with self._lock:
             while self._is_lent or (call := self._take()) is None:
                 if self._draining and not self._is_lent:
                     return None

@@ -26,7 +26,11 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 ROOM_ALIGNMENT_BYTES = 64
 
-EXPONENT_BITS = {Dtype.FLOAT32: 0x7F80_0000, Dtype.FLOAT16: 0x7C00, Dtype.BFLOAT16: 0x7F80}
+EXPONENT_BITS: dict[Dtype, np.uint32 | np.uint16] = {
+    Dtype.FLOAT32: np.uint32(0x7F80_0000),
+    Dtype.FLOAT16: np.uint16(0x7C00),
+    Dtype.BFLOAT16: np.uint16(0x7F80),
+}
 """All exponent bits set: NaN or infinite, in each format."""
 
 
@@ -66,9 +70,7 @@ class DenseArray:
     def nonfinite(self) -> NDArray[np.bool_]:
         """True where an element is NaN or infinite."""
         exponent = EXPONENT_BITS[self.dtype]
-        if self.dtype is Dtype.FLOAT32:
-            return np.asarray((self.raw.view(np.uint32) & np.uint32(exponent)) == exponent)
-        return np.asarray((self.raw.view(np.uint16) & np.uint16(exponent)) == exponent)
+        return np.asarray((self.raw.view(exponent.dtype) & exponent) == exponent)
 
 
 def to_float32(raw: Raw, dtype: Dtype) -> Float32:

@@ -20,6 +20,9 @@ class Dtype(enum.Enum):
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
 
+    # There is one of each, and tables are looked up by it at every call: Enum's own hash runs in Python.
+    __hash__ = object.__hash__
+
     @property
     def itemsize_bytes(self) -> int:
         """Bytes of one element."""

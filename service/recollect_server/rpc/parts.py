@@ -96,11 +96,13 @@ class _Walk:
 
     def _varint(self, start: int, stop: int) -> tuple[int, int]:
         """The number at `start`, and where it ends."""
-        value = 0
-        for place, byte in enumerate(self._raw[start : min(stop, start + VARINT_BYTES_MAX)]):
-            value |= (byte & 0x7F) << (7 * place)
+        value, shift = 0, 0
+        for place in range(start, min(stop, start + VARINT_BYTES_MAX)):
+            byte = self._raw[place]
             if byte < 0x80:
-                return value, start + place + 1
+                return value | byte << shift, place + 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
         raise _malformed()
 
 

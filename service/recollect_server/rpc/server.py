@@ -30,6 +30,7 @@ from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Response
 from recollect_server.rpc.hand_over import HandOver
 from recollect_server.rpc.health import Health
 from recollect_server.rpc.parts import check_parts
+from recollect_server.rpc.patience import Patience
 from recollect_server.rpc.regions import Regions
 from recollect_server.rpc.status import detail_of, status_of
 from recollect_server.rpc.streams import SearchStream
@@ -73,6 +74,7 @@ class RpcServer:
         self._endpoint = endpoint
         self._listen = listen
         self._limits = limits
+        self._patience = Patience(limits.receive_s_max)
         self._credentials = credentials
         self._socket_mode = 0o600 if is_dev else 0o660
         self._hand_overs = [
@@ -161,7 +163,7 @@ class RpcServer:
             async def receive(route: Route) -> Received:
                 # The first byte of the message that is read: its caller is known and let in.
                 try:
-                    async with asyncio.timeout(self._limits.receive_s_max):
+                    with self._patience.wait():
                         raw = await context.read()
                 except TimeoutError:
                     raise DeadlineExceededError(
@@ -193,7 +195,7 @@ class RpcServer:
         for part in stream.parts():
             try:
                 # Who does not read makes the server hold the answer: not for ever.
-                async with asyncio.timeout(self._limits.receive_s_max):
+                with self._patience.wait():
                     await context.write(part)
             except TimeoutError:
                 raise DeadlineExceededError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from recollect.v1 import memory_pb2 as pb
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64, Room
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.spec import Dtype
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 DTYPES = {
     pb.DTYPE_FLOAT32: Dtype.FLOAT32,
@@ -28,6 +31,11 @@ NO_ID = np.uint64(2**64 - 1)
 """-1 as an unsigned number."""
 
 WIRE_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
+
+LITTLE_ENDIAN: dict[Dtype, np.dtype[np.float32 | np.float16 | np.uint16]] = {
+    dtype: np.dtype(raw).newbyteorder("<") for dtype, raw in RAW_TYPES.items()
+}
+"""Elements as they travel."""
 
 
 def dense(argument: str, tensor: pb.Tensor, *, room: Room | None = None) -> DenseArray:
@@ -46,13 +54,7 @@ def dense(argument: str, tensor: pb.Tensor, *, room: Room | None = None) -> Dens
         raise InvalidArgumentError(
             argument, f"has dtype {dtype_name(tensor.dtype)}; expected float32, float16 or bfloat16"
         )
-    size_bytes = _size_bytes(argument, tensor, dtype.itemsize_bytes)
-    if tensor.HasField("offset"):
-        data: bytes | npt.NDArray[np.uint8] = _copied(argument, tensor, size_bytes, room)
-    else:
-        data = _filled(argument, tensor, size_bytes)
-    raw = np.frombuffer(data, dtype=np.dtype(RAW_TYPES[dtype]).newbyteorder("<"))
-    return DenseArray(raw.reshape(tuple(tensor.shape)), dtype)
+    return DenseArray(_elements(argument, tensor, LITTLE_ENDIAN[dtype], room=room), dtype)
 
 
 def float32(argument: str, tensor: pb.Tensor) -> Float32:
@@ -76,8 +78,7 @@ def entry_ids(ids: pb.EntryIds) -> Int64:
     offsets = ids.offsets
     if offsets.dtype != pb.DTYPE_INT32:
         raise InvalidArgumentError("ids", f"has offsets of dtype {dtype_name(offsets.dtype)}; expected int32")
-    data = _filled("ids", offsets, _size_bytes("ids", offsets, 4))
-    packed = np.frombuffer(data, dtype="<i4").reshape(tuple(offsets.shape))
+    packed = _elements("ids", offsets, np.dtype("<i4"))
     if packed.ndim != 4 or len(ids.first_ids) != packed.shape[0]:
         raise InvalidArgumentError(
             "ids",
@@ -94,7 +95,7 @@ def entry_ids(ids: pb.EntryIds) -> Int64:
 
 def to_wire(array: DenseArray) -> pb.Tensor:
     """A floating-point tensor for the wire."""
-    little = array.raw.astype(array.raw.dtype.newbyteorder("<"), copy=False)
+    little = array.raw.astype(LITTLE_ENDIAN[array.dtype], copy=False)
     return pb.Tensor(data=little.tobytes(), dtype=WIRE_DTYPES[array.dtype], shape=array.shape)
 
 
@@ -143,36 +144,36 @@ def in_room(array: npt.NDArray[np.generic], dtype: pb.DType.ValueType, room: Roo
     return pb.Tensor(dtype=dtype, shape=array.shape, offset=offset)
 
 
-def _size_bytes(argument: str, tensor: pb.Tensor, itemsize: int) -> int:
-    if len(tensor.shape) > RANK_MAX:
-        raise InvalidArgumentError(argument, f"has {len(tensor.shape)} dimensions; {RANK_MAX} are the most")
-    if any(not 0 <= size <= SIZE_MAX for size in tensor.shape):
+def _elements(
+    argument: str, tensor: pb.Tensor, dtype: np.dtype[Scalar], *, room: Room | None = None
+) -> npt.NDArray[Scalar]:
+    # Each look at `data` copies it.
+    shape, data = tuple(tensor.shape), tensor.data
+    if len(shape) > RANK_MAX:
+        raise InvalidArgumentError(argument, f"has {len(shape)} dimensions; {RANK_MAX} are the most")
+    if shape and not (min(shape) >= 0 and max(shape) <= SIZE_MAX):
+        raise InvalidArgumentError(argument, f"has shape {list(shape)}; sizes are from 0 to {SIZE_MAX}")
+    expected = math.prod(shape) * dtype.itemsize
+    if tensor.HasField("offset") and not data:
+        return _copied(argument, tensor.offset, expected, room).view(dtype).reshape(shape)
+    if len(data) != expected:
         raise InvalidArgumentError(
-            argument, f"has shape {list(tensor.shape)}; sizes are from 0 to {SIZE_MAX}"
+            argument, f"has {len(data)} bytes of data; shape {list(shape)} takes {expected}"
         )
-    return math.prod(tensor.shape) * itemsize
+    if tensor.HasField("offset"):
+        raise InvalidArgumentError(argument, "has data, and an offset of data elsewhere")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
-def _filled(argument: str, tensor: pb.Tensor, size_bytes: int) -> bytes:
-    if len(tensor.data) != size_bytes:
-        raise InvalidArgumentError(
-            argument,
-            f"has {len(tensor.data)} bytes of data; shape {list(tensor.shape)} takes {size_bytes}",
-        )
-    return tensor.data
-
-
-def _copied(argument: str, tensor: pb.Tensor, size_bytes: int, room: Room | None) -> npt.NDArray[np.uint8]:
+def _copied(argument: str, offset: int, size_bytes: int, room: Room | None) -> npt.NDArray[np.uint8]:
     if room is None:
         raise InvalidArgumentError(argument, "has an offset, and the request names no region that it is in")
-    start, stop = tensor.offset, tensor.offset + size_bytes
-    if tensor.data or not 0 <= start <= stop <= room.memory.size:
+    end = offset + size_bytes
+    if not 0 <= offset <= end <= room.memory.size:
         raise InvalidArgumentError(
-            argument,
-            f"lies at bytes {start} to {stop} of a region of {room.memory.size}, "
-            f"with {len(tensor.data)} bytes of data beside it",
+            argument, f"lies at bytes {offset} to {end} of a region, of which {room.memory.size} may be used"
         )
-    return room.memory[start:stop].copy()
+    return room.memory[offset:end].copy()
 
 
 def dtype_name(dtype: int) -> str:

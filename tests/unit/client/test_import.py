@@ -31,6 +31,16 @@ def test_import_brings_neither_torch_nor_the_server() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_grpc_is_not_there_before_the_server_begins() -> None:
+    """`recollect serve` sets too late how gRPC polls, and every call wakes more threads."""
+    code = (
+        "import sys, recollect, recollect._cli, recollect_server.cli\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'grpc'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_everything_public_exists() -> None:
     """`from recollect import *` would fail, or a documented name would be missing."""
     assert all(hasattr(recollect, name) for name in recollect.__all__)

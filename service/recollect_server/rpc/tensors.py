@@ -33,7 +33,9 @@ NO_ID = np.uint64(2**64 - 1)
 WIRE_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
 
 LITTLE_ENDIAN: dict[Dtype, np.dtype[np.float32 | np.float16 | np.uint16]] = {
-    dtype: np.dtype(raw).newbyteorder("<") for dtype, raw in RAW_TYPES.items()
+    Dtype.FLOAT32: np.dtype("<f4"),
+    Dtype.FLOAT16: np.dtype("<f2"),
+    Dtype.BFLOAT16: np.dtype("<u2"),
 }
 """Elements as they travel."""
 

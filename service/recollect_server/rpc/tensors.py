@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64, Room
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Room
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.spec import Dtype
 

@@ -138,8 +138,7 @@ class GrpcTransport:
         except grpc.RpcError as error:
             if self._closed:
                 raise closed(self._url) from error
-            call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
-            raise _translate(self._url, call.code(), call.details(), call.trailing_metadata()) from error
+            raise _translate(self._url, *_status(error)) from error
         except ValueError as error:  # "Cannot invoke RPC on closed channel!"
             if self._closed:
                 raise closed(self._url) from error
@@ -279,6 +278,13 @@ def _bearer(token: str | None) -> Metadata:
 
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
+
+
+def _status(
+    error: grpc.RpcError,
+) -> tuple[grpc.StatusCode, str | None, Iterable[tuple[str, str | bytes]] | None]:
+    call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
+    return call.code(), call.details(), call.trailing_metadata()
 
 
 def _translate(

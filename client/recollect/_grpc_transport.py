@@ -255,8 +255,7 @@ class _Translated:
         if self.is_closed and isinstance(error, grpc.RpcError | ValueError | grpc.aio.UsageError):
             raise closed(self._url) from error
         if isinstance(error, grpc.RpcError):
-            call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
-            raise _translate(self._url, call.code(), call.details(), call.trailing_metadata()) from error
+            raise _translate(self._url, *_status(error)) from error
         return False
 
 
@@ -275,6 +274,13 @@ def _bearer(token: str | None) -> Metadata:
 
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
+
+
+def _status(
+    error: grpc.RpcError,
+) -> tuple[grpc.StatusCode, str | None, Iterable[tuple[str, str | bytes]] | None]:
+    call = cast("grpc.Call", error)  # gRPC's errors of calls all are; their types do not say so
+    return call.code(), call.details(), call.trailing_metadata()
 
 
 def _translate(

@@ -75,19 +75,22 @@ class Attempts:
         Raises:
             RecollectError: `error` itself, where there should be none.
         """
-        if self._left <= 0 or not _may_pass(error) or not (self._retry_safe or _was_refused(error)):
-            raise error
-        self._left -= 1
-        # Jitter: clients that failed together must not come back together.
-        if error.retry_after_s is not None:
-            pause_s = random.uniform(1, _HINT_STRETCH) * error.retry_after_s
-        else:
-            pause_s = random.uniform(0, self._ceiling_s)
-            self._ceiling_s = min(2 * self._ceiling_s, _BACKOFF_MAX_S)
-        left_s = self._deadline.left_s()
-        if left_s is not None and pause_s >= left_s:
-            raise error  # it says more than "deadline exceeded" would
-        return pause_s
+        try:
+            if self._left <= 0 or not _may_pass(error) or not (self._retry_safe or _was_refused(error)):
+                raise error
+            self._left -= 1
+            # Jitter: clients that failed together must not come back together.
+            if error.retry_after_s is not None:
+                pause_s = random.uniform(1, _HINT_STRETCH) * error.retry_after_s
+            else:
+                pause_s = random.uniform(0, self._ceiling_s)
+                self._ceiling_s = min(2 * self._ceiling_s, _BACKOFF_MAX_S)
+            left_s = self._deadline.left_s()
+            if left_s is not None and pause_s >= left_s:
+                raise error  # it says more than "deadline exceeded" would
+            return pause_s
+        finally:
+            del error  # its traceback holds this frame: each would hold the other, and the caller's arrays
 
 
 def _may_pass(error: RecollectError) -> bool:

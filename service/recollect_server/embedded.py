@@ -79,6 +79,8 @@ class EmbeddedTransport:
             return _failed(_closed())
         except RecollectError as error:
             return _failed(error)
+        finally:
+            del future  # it holds the error, and that this frame, which holds the request
 
     def close(self) -> None:
         """Waits for what is queued; the memories go when nothing refers to the transport any more."""

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from recollect_server.application.fair_queue import FairQueue
 from recollect_server.application.load import Load
-from recollect_server.domain.errors import DeadlineExceededError, DrainingError
+from recollect_server.domain.errors import DeadlineExceededError, DrainingError, RecollectError
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.steps import UNBOUNDED, Steps
 from recollect_server.domain.work import CALL
@@ -109,6 +109,10 @@ class _Call(Generic[Answer_co]):
         except StopIteration as finished:
             self._result.append(finished.value)
             self.has_ended = True
+        except RecollectError as refusal:
+            # Nobody asks where it was raised, and the frames of that hold the message and who has the error.
+            self._error = refusal.with_traceback(None)
+            self.has_ended = True
         except BaseException as error:
             self._error = error
             self.has_ended = True
@@ -116,13 +120,16 @@ class _Call(Generic[Answer_co]):
 
     def deliver(self) -> None:
         """Hands over the answer, unless nobody wants it any more."""
-        if not self.future.set_running_or_notify_cancel():
+        future, error = self.future, self._error
+        # The traceback of a defect holds this call, which must not hold the defect, nor who has it.
+        del self.future
+        self._error = None
+        if not future.set_running_or_notify_cancel():
             return
-        if self._error is not None:
-            self.future.set_exception(self._error)
-            self._error = None  # a traceback holds this frame, and so on in a circle
+        if error is not None:
+            future.set_exception(error)
         else:
-            self.future.set_result(self._result.pop())
+            future.set_result(self._result.pop())
 
     def _is_wanted(self) -> bool:
         """False if its caller is gone or its deadline has passed; then it is over, and has done nothing."""
@@ -179,6 +186,7 @@ class Dispatcher:
         """
         now_s = time.monotonic()
         call = _Call(job, now_s)
+        future = call.future
         with self._lock:
             if self._draining:
                 raise DrainingError("the server is shutting down", retry_after_s=DRAINING_RETRY_S)
@@ -199,8 +207,8 @@ class Dispatcher:
             self._turn(call, self._work_in(HERE_S))
         if not call.has_ended:
             # Not the call itself: it has the future, and each would hold the other, and the answer, for long.
-            call.future.add_done_callback(partial(self._forget, weakref.ref(call)))
-        return call.future
+            future.add_done_callback(partial(self._forget, weakref.ref(call)))
+        return future
 
     def queued(self) -> Mapping[str, tuple[int, int]]:
         """For each tenant with work: calls that wait for a first turn, and the cost of all that is left."""

@@ -79,7 +79,10 @@ class Turns:
         )
         try:
             future = self._dispatcher.submit(job)
-            answer = future.result() if future.done() else await asyncio.wrap_future(future)
+            try:
+                answer = future.result() if future.done() else await asyncio.wrap_future(future)
+            finally:
+                del future  # what it raises holds this frame, and with it the whole message
         finally:
             times.waited_s, times.worked_s = job.waited_s, job.worked_s
         self._upkeep.after(namespace, command)

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from functools import partial
@@ -17,6 +18,7 @@ from recollect_server.application.dispatch import Dispatcher, Job
 from recollect_server.domain.errors import (
     DeadlineExceededError,
     DrainingError,
+    InvalidArgumentError,
     OverloadedError,
     QuotaExceededError,
 )
@@ -307,21 +309,53 @@ def test_calls_of_a_lane_never_run_between_anothers_steps() -> None:
     dispatcher.drain()
 
 
-class Answered:
-    """An answer that can be watched; of a real one the arrays may be 64 MiB."""
+class Large:
+    """What can be watched, in place of arrays of megabytes."""
 
 
-def test_an_answer_goes_with_the_last_who_wants_it(dispatcher: Dispatcher) -> None:
-    """Calls and answers hold each other until garbage is collected: a server swells by each large one."""
+@pytest.fixture
+def without_garbage_collection() -> Iterator[None]:
+    """What is in a circle stays."""
     gc.collect()
     gc.disable()
     try:
-        gate = Gate(dispatcher)
-        future = dispatcher.submit(Job("t", in_one_step(Answered), 10**12))
-        gate.open()
-        watched = weakref.ref(future.result(PATIENCE_S))
-        dispatcher.drain()
-        del future
-        assert watched() is None
+        yield
     finally:
         gc.enable()
+
+
+@pytest.mark.usefixtures("without_garbage_collection")
+@pytest.mark.parametrize("any_thread", [True, False])
+def test_an_answer_goes_with_the_last_who_wants_it(any_thread: bool) -> None:
+    """Calls and answers hold each other until garbage is collected: a server swells by each large one."""
+    dispatcher = Dispatcher(Limits(), any_thread=any_thread)
+    future = dispatcher.submit(Job("t", in_one_step(Large), 1 if any_thread else 10**12))
+    watched = weakref.ref(future.result(PATIENCE_S))
+    dispatcher.drain()
+    del future
+    assert watched() is None
+
+
+@pytest.mark.usefixtures("without_garbage_collection")
+@pytest.mark.parametrize("any_thread", [True, False])
+def test_a_refused_message_goes_with_its_refusal(any_thread: bool) -> None:
+    """Of each call that is refused the whole message stays, until garbage is collected."""
+    dispatcher, watched = Dispatcher(Limits(), any_thread=any_thread), list[weakref.ref[Large]]()
+
+    def refuse() -> None:
+        message = Large()
+        watched.append(weakref.ref(message))
+        raise InvalidArgumentError("keys", "has NaN")
+
+    def ask() -> None:
+        future = dispatcher.submit(Job("t", in_one_step(refuse), 1 if any_thread else 10**12))
+        try:
+            future.result(PATIENCE_S)
+        finally:
+            del future
+
+    with pytest.raises(InvalidArgumentError) as refused:
+        ask()
+    dispatcher.drain()
+    assert refused.value.argument == "keys"
+    assert watched[0]() is None

@@ -6,7 +6,7 @@ them. So a write is searchable at once, and a file that lags behind is slower, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from recollect_server.domain.arrays import Float32, Int64, Raw
 from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
+from recollect_server.engine.kernel_lists import Lists, Plan
 from recollect_server.engine.ranges import Ranges, common
 
 CALL = 8_000_000
@@ -29,6 +30,12 @@ PAIR = 12_000
 
 ROW = 30
 """To gather a key and lay it out takes as long as to multiply it with so many queries (measured)."""
+
+ALONE = 4
+"""To multiply a key with one query takes as long as so many products where queries share it (measured)."""
+
+FIRST = 4
+"""Times top_k: so many entries show how good a candidate has to be."""
 
 MARGIN = 0.25
 """Of what the asked recall leaves to chance, so much is kept in reserve: what is measured is a sample."""
@@ -53,7 +60,7 @@ class InvertedFile:
         self.pending = Ranges()
         self.probes = len(centroids)
         self.probes_at_first = 0
-        self._lists = kernels.Lists(len(centroids), slots)
+        self._lists = Lists(len(centroids), slots)
         self._half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
         self._ranks = np.zeros(len(centroids) + 1, dtype=np.float64)
         self._typical = entries / len(centroids)
@@ -76,7 +83,7 @@ class InvertedFile:
 
     def moved(self, order: Int64, slots: int) -> None:
         """The entries of slots `order` lie from slot 0 on now, in a buffer of `slots`."""
-        lists = kernels.Lists(len(self.centroids), slots)
+        lists = Lists(len(self.centroids), slots)
         assigned = self._lists.of_slots()[order].astype(np.int64)
         lists.put(0, assigned)
         self._lists, self.pending = lists, Ranges()
@@ -136,21 +143,13 @@ class InvertedFile:
         count, dim = queries.shape
         left = yield 0
         best = kernels.Best(count, top_k)
-        plan = kernels.inverted(kernels.nearest(queries, self.centroids, self.probes), len(self.centroids))
+        plan = Plan(queries, self.centroids, self.probes, first=self._first(top_k))
         left = yield work.searched(count, len(self.centroids), dim + SELECT)
-        whole = slice(0, len(self.centroids))
-        if count * self.probes * (PAIR + (self._typical + ROW) * dim) <= left:
-            self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=whole)
-            yield int(count * self.probes * (PAIR + self._typical * dim))
-        else:
-            each = self._work_of_lists(plan[0], dim)
-            first = 0
-            while first < whole.stop:
-                reached = np.searchsorted(each, (each[first - 1] if first else 0) + left, side="right")
-                lists = slice(first, min(whole.stop, max(first + 1, int(reached))))
-                self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=lists)
-                left = yield int(each[lists.stop - 1] - (each[first - 1] if first else 0))
-                first = lists.stop
+        probing = self._lists.probe(best, plan, keys, dtype=dtype, live=live)
+        alone = plan.first * (PAIR + ALONE * self._typical * dim)
+        left = yield from _in_turns(np.arange(1, count + 1) * alone, left, probing.ask_first)
+        if plan.askers.size:
+            yield from _in_turns(self._work_of_lists(plan.offsets, dim), left, probing.ask)
         # Last, when there is something to compare them with.
         for part in common(self.pending, live):
             scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
@@ -189,12 +188,31 @@ class InvertedFile:
         enough = int(np.searchsorted(self._ranks.cumsum(), wanted * total)) + 1
         return min(len(self.centroids), enough)
 
+    def _first(self, top_k: int) -> int:
+        """How many lists a query looks into by itself."""
+        first = max(2, round(FIRST * top_k / max(1.0, self._typical)))
+        return self.probes if self.probes <= 2 * first else first
+
     def _work_of_lists(self, offsets: Int64, dim: int) -> NDArray[np.float64]:
         askers, sizes = np.diff(offsets), self._lists.sizes()
         cumulative: NDArray[np.float64] = np.cumsum(
             askers * float(PAIR) + (askers + ROW) * (askers > 0) * sizes * float(dim)
         )
         return cumulative
+
+
+def _in_turns(
+    cumulative: NDArray[np.float64], left: int, do: Callable[[slice], None]
+) -> Generator[int, int, int]:
+    """Does parts of what takes so much, up to and with each; returns what the next step may take."""
+    first, done = 0, 0.0
+    while first < len(cumulative):
+        reached = int(np.searchsorted(cumulative, done + left, side="right"))
+        part = slice(first, min(len(cumulative), max(first + 1, reached)))
+        do(part)
+        left = yield int(cumulative[part.stop - 1] - done)
+        first, done = part.stop, float(cumulative[part.stop - 1])
+    return left
 
 
 def scan_exactly(

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "select.h"
 #include "simd.h"
 
 namespace RC_ISA {
@@ -12,16 +13,6 @@ namespace RC_ISA {
 constexpr int NR = 2 * W;               // keys of a panel: two vectors of products for each query
 constexpr int64_t BLOCK_FLOATS = 65536;  // of packed keys: they stay in the second-level cache
 constexpr int SCALAR_QUERIES = 3;       // so few are multiplied with keys as they lie, without packing
-constexpr float INF = std::numeric_limits<float>::infinity();
-
-// ---- candidates ----
-
-static inline void push(const RcBest& best, int64_t query, float score, int32_t slot) {
-    int32_t& count = best.counts[query];
-    best.scores[query * best.room + count] = score;
-    best.slots[query * best.room + count] = slot;
-    if (++count == best.room) keep_best(best, query);
-}
 
 // ---- which rows are multiplied: neighbours in the buffer, or those of a list ----
 
@@ -71,35 +62,56 @@ struct Live {
 template <class Type, int Q, class Rows, class Filter>
 static void few(const Rows& rows, const float* const* queries, const int64_t* ids, int dim, const float* bias,
                 const RcBest& best, const Filter& wanted) {
-    constexpr int R = 4;
+    constexpr int R = W / Q;  // rows whose products with all queries make one vector of scores
     const int64_t n = rows.size();
+    float limits[W];
+    const auto read_limits = [&] {
+        for (int r = 0; r < R; ++r)
+            for (int q = 0; q < Q; ++q) limits[r * Q + q] = best.thresholds[ids[q]];
+    };
+    for (int e = R * Q; e < W; ++e) limits[e] = INF;
+    read_limits();
     for (int64_t i = 0; i < n; i += R) {
         const typename Type::Element* row[R];
         for (int r = 0; r < R; ++r) {
             row[r] = rows.row(std::min(i + r, n - 1));
-            rows.prefetch(i + r + 5 * R);
+            rows.prefetch(i + r + 2 * R);
         }
-        Vec total[R][Q];
-        for (int r = 0; r < R; ++r)
-            for (int q = 0; q < Q; ++q) total[r][q] = zero();
+        Vec total[W];
+        for (int e = 0; e < W; ++e) total[e] = zero();
         int d = 0;
         for (; d + W <= dim; d += W) {
             Vec x[Q];
             for (int q = 0; q < Q; ++q) x[q] = load(queries[q] + d);
+#pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec key = Type::vector(row[r] + d);
-                for (int q = 0; q < Q; ++q) total[r][q] = fma(key, x[q], total[r][q]);
+                for (int q = 0; q < Q; ++q) total[r * Q + q] = fma(key, x[q], total[r * Q + q]);
             }
         }
-        for (int r = 0; r < R && i + r < n; ++r) {
-            for (int q = 0; q < Q; ++q) {
-                float score = sum(total[r][q]);
-                for (int e = d; e < dim; ++e) score += queries[q][e] * Type::scalar(row[r][e]);
-                const int32_t slot = rows.slot(i + r);
-                if (bias) score += bias[slot];
-                if (score > best.thresholds[ids[q]] && wanted(slot)) push(best, ids[q], score, slot);
-            }
+        Vec scores = sums(total);
+        float lanes[W];
+        if (d < dim || bias) {
+            store(lanes, scores);
+            for (int r = 0; r < R && i + r < n; ++r)
+                for (int q = 0; q < Q; ++q) {
+                    float& score = lanes[r * Q + q];
+                    for (int e = d; e < dim; ++e) score += queries[q][e] * Type::scalar(row[r][e]);
+                    if (bias) score += bias[rows.slot(i + r)];
+                }
+            scores = load(lanes);
         }
+        const int64_t there = std::min<int64_t>(R, n - i) * Q;
+        uint32_t found = above(scores, load(limits)) & static_cast<uint32_t>((uint64_t{1} << there) - 1);
+        if (!found) continue;
+        store(lanes, scores);
+        for (; found; found &= found - 1) {
+            const int e = __builtin_ctz(found);
+            const int32_t slot = rows.slot(i + e / Q);
+            const int64_t query = ids[e % Q];
+            if (lanes[e] > best.thresholds[query] && wanted(slot)) push(best, query, lanes[e], slot);
+        }
+        read_limits();
     }
 }
 
@@ -178,8 +190,9 @@ static void pack(const Rows& rows, int64_t first, int dim, float* panel) {
 }
 
 // Products of M queries with a panel: those with its first W keys, and with the others.
+// (Inlined wherever it is used, or the sums would not stay in registers.)
 template <int M>
-static inline void products(const float* const* queries, const float* panel, int dim, Vec* low, Vec* high) {
+__attribute__((always_inline)) static inline void products(const float* const* queries, const float* panel, int dim, Vec* low, Vec* high) {
     const float* q[M];
     for (int m = 0; m < M; ++m) q[m] = queries[m], low[m] = high[m] = zero();
     for (int d = 0; d < dim; ++d) {
@@ -290,6 +303,13 @@ static const float* widened(const void* queries, int32_t dtype, int64_t offset, 
     return to;
 }
 
+template <class Do>
+static void with_type(int32_t dtype, const Do& call) {
+    if (dtype == RC_FLOAT32) call(Float32{});
+    else if (dtype == RC_FLOAT16) call(Float16{});
+    else call(Bfloat16{});
+}
+
 static void scan(const RcScan& s, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
                  int64_t end) {
     static thread_local std::vector<float> buffer;
@@ -299,40 +319,54 @@ static void scan(const RcScan& s, const RcBest& best, int32_t head, int64_t firs
     const float* rows = widened(s.queries, s.query_dtype, head * s.query_stride + first * s.dim, n * s.dim, buffer);
     pointers.resize(n), ids.resize(n);
     for (int64_t i = 0; i < n; ++i) pointers[i] = rows + i * s.dim, ids[i] = head * per_head + first + i;
-    const auto with = [&](auto type) {
+    with_type(s.key_dtype, [&](auto type) {
         using Type = decltype(type);
         const auto* keys = static_cast<const typename Type::Element*>(s.keys) + head * s.key_stride;
         take<Type>(Range<Type>{keys, begin, end - begin, s.dim}, pointers.data(), ids.data(), n, s.dim, s.bias,
                    best, All{});
-    };
-    if (s.key_dtype == RC_FLOAT32) with(Float32{});
-    else if (s.key_dtype == RC_FLOAT16) with(Float16{});
-    else with(Bfloat16{});
+    });
 }
 
 static void probe(const RcProbe& p, const RcBest& best, int32_t first_list, int32_t last_list) {
     static thread_local std::vector<const float*> pointers;
     static thread_local std::vector<int64_t> ids;
-    const Live wanted{p.live};
-    for (int32_t l = first_list; l < last_list; ++l) {
-        const int64_t n = p.offsets[l + 1] - p.offsets[l];
-        const RcLists::List& list = p.lists->lists[l];
-        if (!n || !list.size()) continue;
-        pointers.resize(n), ids.resize(n);
-        for (int64_t i = 0; i < n; ++i) {
-            ids[i] = p.askers[p.offsets[l] + i];
-            pointers[i] = p.queries + ids[i] * p.dim;
-        }
-        const auto with = [&](auto type) {
-            using Type = decltype(type);
-            const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+    with_type(p.dtype, [&](auto type) {
+        using Type = decltype(type);
+        const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+        for (int32_t l = first_list; l < last_list; ++l) {
+            const int64_t n = p.offsets[l + 1] - p.offsets[l];
+            const RcLists::List& list = p.lists->lists[l];
+            if (!n || !list.size()) continue;
+            pointers.resize(n), ids.resize(n);
+            for (int64_t i = 0; i < n; ++i) {
+                ids[i] = p.askers[p.offsets[l] + i];
+                pointers[i] = p.queries + ids[i] * p.dim;
+            }
             take<Type>(Listed<Type>{keys, list.data(), list.size(), p.dim}, pointers.data(), ids.data(), n, p.dim,
-                       nullptr, best, wanted);
-        };
-        if (p.dtype == RC_FLOAT32) with(Float32{});
-        else if (p.dtype == RC_FLOAT16) with(Float16{});
-        else with(Bfloat16{});
-    }
+                       nullptr, best, Live{p.live});
+        }
+    });
+}
+
+static void probe_first(const RcProbe& p, const RcBest& best, int64_t first, int64_t last) {
+    static thread_local std::vector<int32_t> slots;  // of all its lists, so that none begins with a wait for memory
+    with_type(p.dtype, [&](auto type) {
+        using Type = decltype(type);
+        const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+        for (int64_t q = first; q < last; ++q) {
+            slots.clear();
+            for (int32_t i = 0; i < p.first; ++i) {
+                const int32_t l = p.nearest[q * p.width + i];
+                if (l < 0) continue;
+                const RcLists::List& list = p.lists->lists[l];
+                slots.insert(slots.end(), list.data(), list.data() + list.size());
+            }
+            const float* query = p.queries + q * p.dim;
+            take<Type>(Listed<Type>{keys, slots.data(), static_cast<int64_t>(slots.size()), p.dim}, &query, &q, 1,
+                       p.dim, nullptr, best, Live{p.live});
+            shrink(best, q);
+        }
+    });
 }
 
 // ---- the nearest lists ----
@@ -345,64 +379,61 @@ static inline void write_products(const float* const* queries, const float* pane
     for (int m = 0; m < M; ++m) store(out + m * stride, low[m]), store(out + m * stride + W, high[m]);
 }
 
-static int32_t count_from(const float* scores, int64_t n, float threshold) {
-    int32_t count = 0;
-    const Vec t = broadcast(threshold);
-    for (int64_t i = 0; i < n; i += W) count += W - __builtin_popcount(above(t, load(scores + i)));
-    return count;
-}
-
-// A threshold that about `probes` of the scores reach: more than `most` only where many are equal.
-static float threshold_of(const float* scores, int64_t padded, int32_t lists, int32_t probes, int32_t most,
-                          float& high) {
-    float low = INF;
-    high = -INF;
-    for (int32_t i = 0; i < lists; ++i) low = std::min(low, scores[i]), high = std::max(high, scores[i]);
-    if (probes >= lists) return low;
-    for (int round = 0; round < 24; ++round) {
-        const float middle = low + 0.5f * (high - low);
-        if (middle <= low || middle >= high) break;
-        const int32_t count = count_from(scores, padded, middle);
-        if (count >= probes) low = middle;
-        else high = middle;
-        if (count >= probes && count <= most) break;
+// Lists of one query with scores [padded] to nearest [width]; `ids` are 0, 1, ..., `kept` and `kept_ids` room for all.
+static void choose(const RcNearest& c, const float* scores, int64_t padded, const int32_t* ids, float* kept,
+                   int32_t* kept_ids, int32_t* to) {
+    float low, high;
+    range_of(scores, c.lists, low, high);
+    bool known = c.probes >= c.lists;
+    if (!known) known = narrow(scores, padded, c.probes, c.width, low, high);
+    int32_t found = pick_from(low, c.lists, scores, ids, kept, kept_ids);
+    if (!known) {  // many are equal: those that are nearer go first
+        const float* k = kept;
+        std::vector<int32_t> order(found);
+        for (int32_t i = 0; i < found; ++i) order[i] = i;
+        found = std::min(found, c.width);
+        std::partial_sort(order.begin(), order.begin() + found, order.end(),
+                          [k](int32_t a, int32_t b) { return k[a] > k[b] || (k[a] == k[b] && a < b); });
+        for (int32_t i = 0; i < found; ++i) to[i] = kept_ids[order[i]];
+    } else if (c.first >= found) {
+        std::copy(kept_ids, kept_ids + found, to);
+    } else {
+        const int32_t whole = (found + W - 1) / W * W;
+        std::fill(kept + found, kept + whole, -INF);
+        range_of(kept, found, low, high);
+        narrow(kept, whole, c.first, c.first, low, high);
+        int32_t near = 0, far = c.first;  // where equal scores leave more of them, some are with the others
+        for (int32_t i = 0; i < found; ++i) {
+            if ((kept[i] >= low && near < c.first) || far == found) to[near++] = kept_ids[i];
+            else to[far++] = kept_ids[i];
+        }
     }
-    return low;
+    std::fill(to + found, to + c.width, -1);
 }
 
-static void nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
-                    int32_t probes, int32_t width, int64_t* nearest) {
-    static thread_local std::vector<float> packed_buffer, scores_buffer;
-    const Range<Float32> rows{centroids, 0, lists, dim};
-    const int64_t padded = (lists + NR - 1) / NR * NR;
-    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * dim);
+static void nearest(const RcNearest& c, int64_t first, int64_t last) {
+    static thread_local std::vector<float> packed_buffer, scores_buffer, kept;
+    static thread_local std::vector<int32_t> ids, kept_ids;
+    const Range<Float32> rows{c.centroids, 0, c.lists, c.dim};
+    const int64_t n = last - first, padded = (c.lists + NR - 1) / NR * NR;
+    const float* queries = c.queries + first * c.dim;
+    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * c.dim);
     float* scores = scratch(scores_buffer, (n + MR) * padded);
-    for (int64_t p = 0; p < lists; p += NR) {
-        pack<Float32>(rows, p, dim, panel);
+    for (int64_t p = 0; p < c.lists; p += NR) {
+        pack<Float32>(rows, p, c.dim, panel);
         for (int64_t q = 0; q < n; q += MR) {
             const float* pointers[MR];
-            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * dim;
-            if (n - q == 1) write_products<1>(pointers, panel, dim, scores + q * padded + p, padded);
-            else write_products<MR>(pointers, panel, dim, scores + q * padded + p, padded);
+            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * c.dim;
+            if (n - q == 1) write_products<1>(pointers, panel, c.dim, scores + q * padded + p, padded);
+            else write_products<MR>(pointers, panel, c.dim, scores + q * padded + p, padded);
         }
     }
+    kept.resize(padded + W), kept_ids.resize(padded + W);
+    while (static_cast<int64_t>(ids.size()) < padded) ids.push_back(static_cast<int32_t>(ids.size()));
     for (int64_t q = 0; q < n; ++q) {
         float* mine = scores + q * padded;
-        for (int64_t i = lists; i < padded; ++i) mine[i] = -INF;
-        float above_it;
-        const float threshold = threshold_of(mine, padded, lists, probes, width, above_it);
-        int32_t found = 0;
-        int64_t* to = nearest + q * width;
-        for (int32_t i = 0; i < lists; ++i)
-            if (mine[i] >= threshold && found++ < width) to[found - 1] = i;
-        if (found > width) {  // many are equal: those that are nearer go first
-            found = 0;
-            for (int32_t i = 0; i < lists && found < width; ++i)
-                if (mine[i] >= above_it) to[found++] = i;
-            for (int32_t i = 0; i < lists && found < width; ++i)
-                if (mine[i] >= threshold && mine[i] < above_it) to[found++] = i;
-        }
-        while (found < width) to[found++] = -1;
+        std::fill(mine + c.lists, mine + padded, -INF);
+        choose(c, mine, padded, ids.data(), kept.data(), kept_ids.data(), c.nearest + (first + q) * c.width);
     }
 }
 
@@ -529,8 +560,16 @@ static void accumulate(const float* rows, const int64_t* assigned, int64_t n, in
     }
 }
 
+static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
+    const float* scores = from.scores + query * from.room;
+    const int32_t* slots = from.slots + query * from.room;
+    for (int32_t i = 0; i < from.counts[query]; ++i)
+        if (scores[i] > best.thresholds[query]) push(best, query, scores[i], slots[i]);
+}
+
 #define RC_STRING(name) #name
 #define RC_NAME(name) RC_STRING(name)
-extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, nearest, attend, attend_backward, accumulate};
+extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_first, nearest, finish, push_all,
+                        attend, attend_backward, accumulate};
 
 }  // namespace RC_ISA

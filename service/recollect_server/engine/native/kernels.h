@@ -18,7 +18,7 @@ struct RcBest {
     int32_t* counts;    // [N], 0 at first
     float* thresholds;  // [N], -inf at first
     int64_t queries;    // N
-    int32_t room;       // >= top_k + 1
+    int32_t room;       // > top_k, and a multiple of 16
     int32_t top_k;
 };
 
@@ -92,27 +92,38 @@ int64_t rc_lists_bytes(const RcLists* lists);
 void rc_lists_sizes(const RcLists* lists, int32_t* sizes);
 void rc_lists_of(const RcLists* lists, int32_t* of_slot);
 
-// One head's queries against the lists that each of them probes, in order of lists: `offsets` [lists + 1] into
-// `askers` says which queries ask list l. Slots outside of both live ranges are left out.
+// Which lists are nearest: of products of queries [n, dim] with centroids [lists, dim] the `probes` largest, and
+// up to an eighth more (to know them exactly would cost more than to look into them).
+struct RcNearest {
+    const float *queries, *centroids;
+    int64_t queries_count;  // n
+    int32_t lists, dim, probes;
+    int32_t first;    // so many, the nearest of all, come first
+    int32_t width;    // >= probes
+    int32_t* nearest;  // [n, width], padded with -1
+};
+
+void rc_nearest(const RcNearest* nearest);
+
+// One head's queries against lists that each of them probes. Slots outside of both live ranges are left out.
 struct RcProbe {
     const RcLists* lists;
-    const float* queries;     // [N, dim]
-    const void* keys;         // slot 0
-    const int64_t* offsets;   // [lists + 1]
-    const int32_t* askers;    // queries, by list
-    int64_t live[4];          // begin, end, begin, end
-    int32_t first_list, last_list;
+    const float* queries;    // [N, dim]
+    const void* keys;        // slot 0
+    const int32_t* nearest;  // [N, width], of rc_nearest
+    const int64_t* offsets;  // [lists + 1] into askers, of rc_invert
+    const int32_t* askers;   // queries, by list
+    int64_t live[4];         // begin, end, begin, end
+    int32_t width, first;    // of nearest
     int32_t dim, dtype;
 };
 
-void rc_probe(const RcProbe* probe, const RcBest* best);
-// Which lists are nearest: of products of queries [n, dim] with centroids [lists, dim] the `probes` largest, and
-// up to an eighth more (to know them exactly would cost more than to look into them). nearest [n, width], padded
-// with -1, width >= probes.
-void rc_nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
-                int32_t probes, int32_t width, int64_t* nearest);
-// offsets and askers of probes [N, width] (-1: none).
-void rc_invert(const int64_t* probes, int64_t n, int32_t width, int32_t lists, int64_t* offsets,
+// The first lists of some queries, each query by itself: what it finds spares it most of what is in the others.
+void rc_probe_first(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query);
+// Some of the other lists, for all queries that ask them.
+void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int32_t last_list);
+// offsets and askers of columns `first` .. `width` of nearest [N, width] (-1: none).
+void rc_invert(const int32_t* nearest, int64_t n, int32_t width, int32_t first, int32_t lists, int64_t* offsets,
                int32_t* askers);
 
 // ---- the library ----

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +16,13 @@ from recollect_server.engine.kernels import DTYPES, Best, address, library
 Int32 = NDArray[np.int32]
 
 
-class _Nearest(ctypes.Structure):
-    _fields_ = (
-        ("queries", c_void_p),
-        ("centroids", c_void_p),
-        ("count", c_int64),
-        *((name, c_int32) for name in ("lists", "dim", "probes", "first", "width")),
-        ("nearest", c_void_p),
-    )
-
-
 class _Probe(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("lists", "queries", "keys", "nearest", "offsets", "askers")),
+        *((name, c_void_p) for name in ("lists", "queries", "centroids", "radii", "keys")),
+        *((name, c_void_p) for name in ("chosen", "offsets", "askers")),
         ("live", c_int64 * 4),
-        *((name, c_int32) for name in ("width", "first", "dim", "dtype")),
+        *((name, c_int32) for name in ("dim", "dtype", "nearest", "words")),
+        ("reach", c_float),
     )
 
 
@@ -75,81 +67,80 @@ class Lists:
         library().rc_lists_of(self.handle, address(of_slot))
         return of_slot
 
-    def probe(self, best: Best, plan: Plan, keys: Raw, *, dtype: Dtype, live: Sequence[slice]) -> Probing:
-        """To take the best entries of the lists of a plan into `best`.
-
-        Args:
-            best: Of N queries.
-            plan: Which lists each of them asks.
-            keys: [slots, D] of one head.
-            dtype: What the bits of keys mean.
-            live: At most two slices of slots; what is in none of them is left out.
-        """
-        return Probing(self, best, plan, keys, dtype=dtype, live=live)
-
-
-class Plan:
-    """Which lists each query asks: those whose centroids are nearest, and up to an eighth more.
-
-    Args:
-        queries: [N, D], contiguous.
-        centroids: [L, D].
-        probes: How many lists.
-        first: How many of them are asked query by query; the others list by list.
-
-    Attributes:
-        lists: int32 [N, P or an eighth more], -1 for none; those that are asked first come first.
-        offsets: int64 [L + 1], into the askers.
-        askers: Queries int32 [...] that ask the other lists, by list.
-    """
-
-    __slots__ = ("askers", "first", "lists", "offsets", "queries")
-
-    def __init__(self, queries: Float32, centroids: Float32, probes: int, *, first: int) -> None:
-        (count, dim), lists = queries.shape, len(centroids)
-        width = min(lists, probes + probes // 8 + 1)
-        # With hardly more than these, the others are not worth another round.
-        self.queries, self.first = queries, width if first >= probes else first
-        self.lists = np.empty((count, width), dtype=np.int32)
-        bound = _Nearest(
-            address(queries),
-            address(centroids),
-            count,
-            *(lists, dim, probes, self.first, width),
-            address(self.lists),
-        )
-        library().rc_nearest(ctypes.byref(bound))
-        self.offsets = np.empty(lists + 1, dtype=np.int64)
-        self.askers = np.empty(count * (width - self.first), dtype=np.int32)
-        addresses = address(self.offsets), address(self.askers)
-        library().rc_invert(address(self.lists), count, width, self.first, lists, *addresses)
-
 
 class Probing:
-    """What `Lists.probe` gives; it may be done a few queries and lists at a time."""
+    """A search of some queries in lists, which may be done a little at a time.
 
-    __slots__ = ("_best", "_bound", "_held")
+    A query asks its nearest lists by itself, one after another, and so learns how good a candidate has to be,
+    t. Of the others it chooses those with query . centroid + reach |query| radius > t; they are looked into
+    list by list, for all queries that chose them.
+
+    Args:
+        lists: L of them.
+        best: Of N queries; takes the best entries.
+        queries: [N, D], contiguous.
+        centroids: [L, D], contiguous.
+        radii: [L, rounded up to 32], how far from its centroid a list's keys are; above 0.
+        keys: [slots, D] of one head.
+        dtype: What the bits of keys mean.
+        live: At most two slices of slots; what is in none of them is left out.
+        nearest: How many lists a query asks by itself, at least.
+        reach: Infinite: all lists are chosen.
+
+    Attributes:
+        chosen: The lists that each query chose beside, as bits: uint32 [N, L / 32, rounded up].
+        offsets: int64 [L + 1], into the askers.
+        askers: The queries int32 [...] that chose a list, by list; once `ask_nearest` has been done for all.
+    """
+
+    __slots__ = ("_best", "_bound", "_held", "_lists", "askers", "chosen", "offsets")
 
     def __init__(
-        self, lists: Lists, best: Best, plan: Plan, keys: Raw, *, dtype: Dtype, live: Sequence[slice]
+        self,
+        lists: Lists,
+        best: Best,
+        *,
+        queries: Float32,
+        centroids: Float32,
+        radii: Float32,
+        keys: Raw,
+        dtype: Dtype,
+        live: Sequence[slice],
+        nearest: int,
+        reach: float,
     ) -> None:
-        bounds = [bound for part in live for bound in (part.start, part.stop)]
-        self._best, self._held = best, (lists, plan, keys)  # for as long as there are pointers to them
+        (count, dim), words = queries.shape, -(-lists.count // 32)
+        self.chosen = np.zeros((count, words), dtype=np.uint32)
+        self.offsets = np.empty(lists.count + 1, dtype=np.int64)
+        self.askers = np.empty(0, dtype=np.int32)
+        self._best, self._lists = best, lists
+        self._held = (queries, centroids, radii, keys)  # for as long as there are pointers to them
+        arrays = (queries, centroids, radii, keys, self.chosen, self.offsets, self.askers)
         self._bound = _Probe(
             lists.handle,
-            *map(address, (plan.queries, keys, plan.lists, plan.offsets, plan.askers)),
-            (c_int64 * 4)(*bounds),
-            plan.lists.shape[1],
-            plan.first,
-            plan.queries.shape[1],
+            *map(address, arrays),
+            (c_int64 * 4)(*(bound for part in live for bound in (part.start, part.stop))),
+            dim,
             DTYPES[dtype],
+            nearest,
+            words,
+            reach,
         )
 
-    def ask_first(self, queries: slice) -> None:
-        """The lists that these queries ask first."""
+    def ask_nearest(self, queries: slice) -> None:
+        """The lists that are nearest to these queries; and chooses among the others."""
         bound = ctypes.byref(self._bound)
-        library().rc_probe_first(bound, self._best.reference, queries.start, queries.stop)
+        library().rc_probe_nearest(bound, self._best.reference, queries.start, queries.stop)
+
+    def order(self) -> int:
+        """Puts what all queries chose into the order of lists; returns how many choices there are."""
+        chosen = (address(self.chosen), len(self.chosen), self._lists.count, address(self.offsets))
+        library().rc_count_askers(*chosen)
+        self.askers = np.empty(int(self.offsets[-1]), dtype=np.int32)
+        self._bound.askers = address(self.askers)
+        library().rc_askers(*chosen, address(self.askers))
+        return self.askers.size
 
     def ask(self, lists: slice) -> None:
-        """All that ask these lists."""
+        """These lists, by all that chose them."""
         library().rc_probe(ctypes.byref(self._bound), self._best.reference, lists.start, lists.stop)

@@ -84,9 +84,9 @@ def library() -> ctypes.CDLL:
         "rc_lists_sizes": 2 * pointers,
         "rc_lists_of": 2 * pointers,
         "rc_probe": (*2 * pointers, *2 * (c_int32,)),
-        "rc_probe_first": (*2 * pointers, *2 * counts),
-        "rc_invert": (c_void_p, c_int64, *3 * (c_int32,), *2 * pointers),
-        "rc_nearest": pointers,
+        "rc_probe_nearest": (*2 * pointers, *2 * counts),
+        "rc_count_askers": (c_void_p, c_int64, c_int32, c_void_p),
+        "rc_askers": (c_void_p, c_int64, c_int32, *2 * pointers),
         "rc_set_threads": (c_int32,),
     }.items():
         function = getattr(library, name)
@@ -120,9 +120,13 @@ def use_threads(threads: int) -> None:
 
 
 class Best:
-    """The best slots so far of `queries` queries."""
+    """The best slots so far of `queries` queries.
 
-    __slots__ = ("_counts", "_scores", "_slots", "_struct", "_thresholds", "queries", "top_k")
+    Attributes:
+        thresholds: float32 [N], what a further score must exceed.
+    """
+
+    __slots__ = ("_counts", "_scores", "_slots", "_struct", "queries", "thresholds", "top_k")
 
     def __init__(self, queries: int, top_k: int) -> None:
         room = -(-(ROOM_FACTOR * top_k + ROOM_MORE) // ROOM_MULTIPLE) * ROOM_MULTIPLE
@@ -130,8 +134,8 @@ class Best:
         self._scores = np.empty((queries, room), dtype=np.float32)
         self._slots = np.empty((queries, room), dtype=np.int32)
         self._counts = np.zeros(queries, dtype=np.int32)
-        self._thresholds = np.full(queries, -np.inf, dtype=np.float32)
-        arrays = (self._scores, self._slots, self._counts, self._thresholds)
+        self.thresholds = np.full(queries, -np.inf, dtype=np.float32)
+        arrays = (self._scores, self._slots, self._counts, self.thresholds)
         self._struct = _Best(*map(address, arrays), queries, room, top_k)
 
     @property

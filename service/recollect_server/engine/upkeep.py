@@ -30,6 +30,12 @@ PENDING_MIN = 512
 TRAINED_PER_LIST, ROUNDS = 24, 6
 """Keys of a sample for each list, and rounds of k-means over it."""
 
+TYPICAL = 4
+"""So many keys of each list are taken to be as far from its centroid as keys are on average."""
+
+SMALL = 1e-8
+"""A list's variance is at least this share of its centroid's square: of equal keys rounding is left."""
+
 SAMPLE_BYTES_MAX, SAMPLED_TOGETHER = 128 * 1024 * 1024, 2048
 """Of the sample, in float32; and how many keys are copied to it in one step."""
 
@@ -216,12 +222,12 @@ class Index:
         self._sample_bytes = sample.nbytes
         try:
             yield from self._fill(sample, head)
-            centroids = yield from _centroids(sample, lists)
+            centroids, radii = yield from _centroids(sample, lists)
         finally:
             sample.fill(0)
             self._sample_bytes = 0
         del sample
-        file = InvertedFile(centroids, self._keys.shape[1], entries=entries)
+        file = InvertedFile(centroids, radii, self._keys.shape[1], entries=entries)
         for part in self._live:
             file.pending.add(part)
         self._growing = file
@@ -276,7 +282,10 @@ class Index:
                 if moves != self._moves or not (hits >= 0).any():
                     break  # entries have moved: these hits are of other slots
                 some = slice(first, first + SAMPLES_MIN)
-                recalls += [file.learn(queries[some], hits[some])] * len(queries[some])
+                recall = file.learn(
+                    queries[some], hits[some], keys=self._keys[head], dtype=self._spec.dtype, live=self._live
+                )
+                recalls += [recall] * len(queries[some])
                 yield SAMPLES_MIN * file.centroids.size
         file.settle(self._spec.recall)
         return len(recalls), float(np.mean(recalls)) if recalls else 1.0
@@ -339,13 +348,14 @@ def lists_for(entries: int) -> int:
     return int(2 ** round(np.log2(4 * np.sqrt(max(1, entries)))))
 
 
-def _centroids(sample: Float32, lists: int) -> Generator[int, None, Float32]:
-    """K-means (Lloyd) over sample [n, D], which is in random order."""
+def _centroids(sample: Float32, lists: int) -> Generator[int, None, tuple[Float32, Float32]]:
+    """K-means (Lloyd) over sample [n, D], in random order: centroids, root mean square distances to them."""
     centroids = sample[:lists].copy()
     rows = _rows(STEP, centroids.size)
     for _ in range(ROUNDS):
         half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
         sums, counts = np.zeros(centroids.shape, dtype=np.float64), np.zeros(len(centroids), dtype=np.int64)
+        squares = np.zeros(len(centroids), dtype=np.float64)
         for first in range(0, len(sample), rows):
             part = sample[first : first + rows]
             best = kernels.Best(len(part), 1)
@@ -358,12 +368,20 @@ def _centroids(sample: Float32, lists: int) -> Generator[int, None, Float32]:
                 rows=slice(0, len(centroids)),
                 bias=half_norms,
             )
-            kernels.accumulate(part, np.ascontiguousarray(best.ordered()[1][:, 0]), sums, counts)
+            assigned = np.ascontiguousarray(best.ordered()[1][:, 0])
+            kernels.accumulate(part, assigned, sums, counts)
+            squares += np.bincount(assigned, np.einsum("nd,nd->n", part, part), minlength=lists)
             yield (len(part) + work.READ_AS_QUERIES) * centroids.size
         empty = np.flatnonzero(counts == 0)
         sums[empty], counts[empty] = sample[-1 - empty % len(sample)], 1
-        centroids = (sums / counts[:, None]).astype(np.float32)
-    return centroids
+        means = sums / counts[:, None]
+        centroids = means.astype(np.float32)
+    variances = squares / counts - np.einsum("ld,ld->l", means, means)
+    # A few keys say little of how far others will be: the others' distances count as some more.
+    typical = (counts * variances).sum() / counts.sum()
+    variances = (counts * variances + TYPICAL * typical) / (counts + TYPICAL)
+    least = SMALL * np.einsum("ld,ld->", means, means) / lists + SMALL
+    return centroids, np.sqrt(np.maximum(variances, least)).astype(np.float32)
 
 
 def _rows(step: int, each: int) -> int:

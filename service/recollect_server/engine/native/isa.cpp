@@ -1,7 +1,9 @@
 // Search and attention for one instruction set (RC_ISA names it).
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
@@ -348,27 +350,6 @@ static void probe(const RcProbe& p, const RcBest& best, int32_t first_list, int3
     });
 }
 
-static void probe_first(const RcProbe& p, const RcBest& best, int64_t first, int64_t last) {
-    static thread_local std::vector<int32_t> slots;  // of all its lists, so that none begins with a wait for memory
-    with_type(p.dtype, [&](auto type) {
-        using Type = decltype(type);
-        const auto* keys = static_cast<const typename Type::Element*>(p.keys);
-        for (int64_t q = first; q < last; ++q) {
-            slots.clear();
-            for (int32_t i = 0; i < p.first; ++i) {
-                const int32_t l = p.nearest[q * p.width + i];
-                if (l < 0) continue;
-                const RcLists::List& list = p.lists->lists[l];
-                slots.insert(slots.end(), list.data(), list.data() + list.size());
-            }
-            const float* query = p.queries + q * p.dim;
-            take<Type>(Listed<Type>{keys, slots.data(), static_cast<int64_t>(slots.size()), p.dim}, &query, &q, 1,
-                       p.dim, nullptr, best, Live{p.live});
-            shrink(best, q);
-        }
-    });
-}
-
 // ---- the nearest lists ----
 
 template <int M>
@@ -379,61 +360,84 @@ static inline void write_products(const float* const* queries, const float* pane
     for (int m = 0; m < M; ++m) store(out + m * stride, low[m]), store(out + m * stride + W, high[m]);
 }
 
-// Lists of one query with scores [padded] to nearest [width]; `ids` are 0, 1, ..., `kept` and `kept_ids` room for all.
-static void choose(const RcNearest& c, const float* scores, int64_t padded, const int32_t* ids, float* kept,
-                   int32_t* kept_ids, int32_t* to) {
-    float low, high;
-    range_of(scores, c.lists, low, high);
-    bool known = c.probes >= c.lists;
-    if (!known) known = narrow(scores, padded, c.probes, c.width, low, high);
-    int32_t found = pick_from(low, c.lists, scores, ids, kept, kept_ids);
-    if (!known) {  // many are equal: those that are nearer go first
-        const float* k = kept;
-        std::vector<int32_t> order(found);
-        for (int32_t i = 0; i < found; ++i) order[i] = i;
-        found = std::min(found, c.width);
-        std::partial_sort(order.begin(), order.begin() + found, order.end(),
-                          [k](int32_t a, int32_t b) { return k[a] > k[b] || (k[a] == k[b] && a < b); });
-        for (int32_t i = 0; i < found; ++i) to[i] = kept_ids[order[i]];
-    } else if (c.first >= found) {
-        std::copy(kept_ids, kept_ids + found, to);
-    } else {
-        const int32_t whole = (found + W - 1) / W * W;
-        std::fill(kept + found, kept + whole, -INF);
-        range_of(kept, found, low, high);
-        narrow(kept, whole, c.first, c.first, low, high);
-        int32_t near = 0, far = c.first;  // where equal scores leave more of them, some are with the others
-        for (int32_t i = 0; i < found; ++i) {
-            if ((kept[i] >= low && near < c.first) || far == found) to[near++] = kept_ids[i];
-            else to[far++] = kept_ids[i];
-        }
-    }
-    std::fill(to + found, to + c.width, -1);
-}
-
-static void nearest(const RcNearest& c, int64_t first, int64_t last) {
-    static thread_local std::vector<float> packed_buffer, scores_buffer, kept;
-    static thread_local std::vector<int32_t> ids, kept_ids;
-    const Range<Float32> rows{c.centroids, 0, c.lists, c.dim};
-    const int64_t n = last - first, padded = (c.lists + NR - 1) / NR * NR;
-    const float* queries = c.queries + first * c.dim;
-    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * c.dim);
+// Products of n queries with all centroids, to scores [n (and some), padded].
+static float* centroid_scores(const RcProbe& p, const float* queries, int64_t n, int64_t padded) {
+    static thread_local std::vector<float> packed_buffer, scores_buffer;
+    const Range<Float32> rows{p.centroids, 0, static_cast<int64_t>(p.lists->lists.size()), p.dim};
+    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * p.dim);
     float* scores = scratch(scores_buffer, (n + MR) * padded);
-    for (int64_t p = 0; p < c.lists; p += NR) {
-        pack<Float32>(rows, p, c.dim, panel);
+    for (int64_t i = 0; i < rows.size(); i += NR) {
+        pack<Float32>(rows, i, p.dim, panel);
         for (int64_t q = 0; q < n; q += MR) {
             const float* pointers[MR];
-            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * c.dim;
-            if (n - q == 1) write_products<1>(pointers, panel, c.dim, scores + q * padded + p, padded);
-            else write_products<MR>(pointers, panel, c.dim, scores + q * padded + p, padded);
+            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * p.dim;
+            if (n - q == 1) write_products<1>(pointers, panel, p.dim, scores + q * padded + i, padded);
+            else write_products<MR>(pointers, panel, p.dim, scores + q * padded + i, padded);
         }
     }
-    kept.resize(padded + W), kept_ids.resize(padded + W);
-    while (static_cast<int64_t>(ids.size()) < padded) ids.push_back(static_cast<int32_t>(ids.size()));
-    for (int64_t q = 0; q < n; ++q) {
-        float* mine = scores + q * padded;
-        std::fill(mine + c.lists, mine + padded, -INF);
-        choose(c, mine, padded, ids.data(), kept.data(), kept_ids.data(), c.nearest + (first + q) * c.width);
+    return scores;
+}
+
+// The query asks its nearest lists, so many or more until it has found enough. `scores` are of the lists; returns
+// what those that have not been considered are below.
+template <class Type>
+static float ask_nearest(const RcProbe& p, const RcBest& best, int64_t query, const float* scores, int64_t padded,
+                         float reach) {
+    static thread_local std::vector<std::pair<float, int32_t>> near;
+    const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+    const auto lists = static_cast<int32_t>(p.lists->lists.size());
+    const float* queries = p.queries + query * p.dim;
+    const auto rows_of = [&](int32_t l) {
+        const RcLists::List& list = p.lists->lists[l];
+        return Listed<Type>{keys, list.data(), list.size(), p.dim};
+    };
+    float least_of_all, greatest, limit = INF;
+    range_of(scores, lists, least_of_all, greatest);
+    for (int64_t wanted = p.nearest;; wanted *= 2) {
+        float low = least_of_all, high = greatest;
+        if (wanted < lists) narrow(scores, padded, wanted, wanted + wanted / 2, low, high);
+        near.clear();
+        for (int64_t i = 0; i < padded; i += W) {
+            const Vec s = load(scores + i);
+            uint32_t bits = ~above(broadcast(low), s) & static_cast<uint32_t>((uint64_t{1} << W) - 1);
+            for (; bits; bits &= bits - 1) {
+                const auto l = static_cast<int32_t>(i + __builtin_ctz(bits));
+                if (l < lists && scores[l] < limit) near.emplace_back(scores[l], l);
+            }
+        }
+        std::sort(near.begin(), near.end(), std::greater<>());
+        for (size_t i = 0; i < near.size(); ++i) {
+            if (i + 1 < near.size()) {
+                const auto next = rows_of(near[i + 1].second);
+                for (int64_t r = 0; r < W; ++r) next.prefetch(r);
+            }
+            const auto [score, l] = near[i];
+            if (score + reach * p.radii[l] <= best.thresholds[query]) continue;
+            take<Type>(rows_of(l), &queries, &query, 1, p.dim, nullptr, best, Live{p.live});
+            shrink(best, query);
+        }
+        limit = low;
+        if (best.counts[query] >= best.top_k || wanted >= lists) return limit;
+    }
+}
+
+static void probe_nearest(const RcProbe& p, const RcBest& best, int64_t first, int64_t last) {
+    const auto lists = static_cast<int32_t>(p.lists->lists.size());
+    const int64_t n = last - first, padded = (lists + NR - 1) / NR * NR;
+    float* scores = centroid_scores(p, p.queries + first * p.dim, n, padded);
+    for (int64_t q = first; q < last; ++q) {
+        float* mine = scores + (q - first) * padded;
+        std::fill(mine + lists, mine + padded, -INF);
+        const float* query = p.queries + q * p.dim;
+        const float reach = p.reach * std::sqrt(dot<Float32>(query, query, p.dim));
+        float limit = 0;
+        with_type(p.dtype, [&](auto type) { limit = ask_nearest<decltype(type)>(p, best, q, mine, padded, reach); });
+        const Vec most_of = broadcast(limit), worst = broadcast(best.thresholds[q]), reaching = broadcast(reach);
+        for (int64_t i = 0; i < padded; i += W) {
+            const Vec s = load(mine + i);
+            const uint32_t bits = above(fma(reaching, load(p.radii + i), s), worst) & above(most_of, s);
+            p.chosen[q * p.words + i / 32] |= bits << (i % 32);
+        }
     }
 }
 
@@ -569,7 +573,7 @@ static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
 
 #define RC_STRING(name) #name
 #define RC_NAME(name) RC_STRING(name)
-extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_first, nearest, finish, push_all,
-                        attend, attend_backward, accumulate};
+extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_nearest, finish, push_all, attend,
+                        attend_backward, accumulate};
 
 }  // namespace RC_ISA

@@ -47,8 +47,7 @@ struct Isa {
     void (*scan)(const RcScan&, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
                  int64_t end);
     void (*probe)(const RcProbe&, const RcBest& best, int32_t first_list, int32_t last_list);
-    void (*probe_first)(const RcProbe&, const RcBest& best, int64_t first, int64_t last);
-    void (*nearest)(const RcNearest&, int64_t first, int64_t last);
+    void (*probe_nearest)(const RcProbe&, const RcBest& best, int64_t first, int64_t last);
     // Ends with what is best: see rc_finish. `push_all` takes the candidates of another set.
     void (*finish)(const RcBest& best, int64_t first, int64_t last, float* scores, int64_t* slots);
     void (*push_all)(const RcBest& best, const RcBest& from, int64_t query);

@@ -92,39 +92,31 @@ int64_t rc_lists_bytes(const RcLists* lists);
 void rc_lists_sizes(const RcLists* lists, int32_t* sizes);
 void rc_lists_of(const RcLists* lists, int32_t* of_slot);
 
-// Which lists are nearest: of products of queries [n, dim] with centroids [lists, dim] the `probes` largest, and
-// up to an eighth more (to know them exactly would cost more than to look into them).
-struct RcNearest {
-    const float *queries, *centroids;
-    int64_t queries_count;  // n
-    int32_t lists, dim, probes;
-    int32_t first;    // so many, the nearest of all, come first
-    int32_t width;    // >= probes
-    int32_t* nearest;  // [n, width], padded with -1
-};
-
-void rc_nearest(const RcNearest* nearest);
-
-// One head's queries against lists that each of them probes. Slots outside of both live ranges are left out.
+// One head's queries against the lists that are worth a look. A query asks its nearest lists (by the product with
+// their centroids) one after another, each by itself: so it learns how good a candidate has to be, the threshold t.
+// Then it chooses, of all others, those with  query . centroid + reach |query| radius > t , which are looked into list by
+// list, for all that ask them. Slots outside of both live ranges are left out.
 struct RcProbe {
     const RcLists* lists;
-    const float* queries;    // [N, dim]
-    const void* keys;        // slot 0
-    const int32_t* nearest;  // [N, width], of rc_nearest
-    const int64_t* offsets;  // [lists + 1] into askers, of rc_invert
-    const int32_t* askers;   // queries, by list
-    int64_t live[4];         // begin, end, begin, end
-    int32_t width, first;    // of nearest
+    const float *queries, *centroids;  // [N, dim], [lists, dim]
+    const float* radii;                // [words * 32], of the lists; above 0
+    const void* keys;                  // slot 0
+    uint32_t* chosen;                  // [N, words]: bits of the lists that each query chose, 0 at first
+    const int64_t* offsets;            // [lists + 1] into askers
+    const int32_t* askers;             // queries, by list
+    int64_t live[4];                   // begin, end, begin, end
     int32_t dim, dtype;
+    int32_t nearest, words;            // how many lists are asked singly; lists / 32, rounded up
+    float reach;                       // infinite: all are chosen
 };
 
-// The first lists of some queries, each query by itself: what it finds spares it most of what is in the others.
-void rc_probe_first(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query);
-// Some of the other lists, for all queries that ask them.
+// The first part, of some queries.
+void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query);
+// From what N queries chose: offsets [lists + 1] of their numbers in order of lists; then these numbers, askers.
+void rc_count_askers(const uint32_t* chosen, int64_t n, int32_t lists, int64_t* offsets);
+void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* offsets, int32_t* askers);
+// The second part, of some lists.
 void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int32_t last_list);
-// offsets and askers of columns `first` .. `width` of nearest [N, width] (-1: none).
-void rc_invert(const int32_t* nearest, int64_t n, int32_t width, int32_t first, int32_t lists, int64_t* offsets,
-               int32_t* askers);
 
 // ---- the library ----
 

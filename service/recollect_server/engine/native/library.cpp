@@ -243,13 +243,15 @@ void rc_scan(const RcScan* scan, const RcBest* best) {
     own.merge(isa);
 }
 
-void rc_probe_first(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query) {
+void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query) {
     const Isa& isa = best_isa();
-    const int64_t grain = 32, n = last_query - first_query;
-    const int64_t each = static_cast<int64_t>(probe->lists->of_slot.size() / probe->lists->lists.size() + 1);
-    run(divided(n, grain), n * probe->first * each * probe->dim * 2, [&](int64_t task) {
+    const auto lists = static_cast<int64_t>(probe->lists->lists.size());
+    const int64_t n = last_query - first_query, each = static_cast<int64_t>(probe->lists->of_slot.size()) / lists + 1;
+    // Each task lays out the centroids anew: few tasks, but so many that threads end together.
+    const int64_t grain = std::max<int64_t>(std::min<int64_t>(128, divided(n, wanted_threads)), 8);
+    run(divided(n, grain), n * (lists + probe->nearest * each * 2) * probe->dim, [&](int64_t task) {
         const int64_t first = first_query + task * grain;
-        isa.probe_first(*probe, *best, first, std::min(last_query, first + grain));
+        isa.probe_nearest(*probe, *best, first, std::min(last_query, first + grain));
     });
 }
 
@@ -374,27 +376,26 @@ void rc_lists_of(const RcLists* lists, int32_t* of_slot) {
     for (size_t slot = 0; slot < lists->of_slot.size(); ++slot) of_slot[slot] = lists->of_slot[slot];
 }
 
-void rc_nearest(const RcNearest* nearest) {
-    const Isa& isa = best_isa();
-    const int64_t n = nearest->queries_count, threads = wanted_threads;
-    // Each task lays out the centroids anew: few tasks, but so many that threads end together.
-    const int64_t grain = std::max<int64_t>(std::min<int64_t>(128, divided(n, threads)), 8);
-    run(divided(n, grain), n * nearest->lists * nearest->dim, [&](int64_t task) {
-        isa.nearest(*nearest, task * grain, std::min(n, (task + 1) * grain));
-    });
+}  // extern "C"
+
+template <class Call>
+static void each_choice(const uint32_t* chosen, int64_t n, int32_t lists, const Call& call) {
+    const int64_t words = divided(lists, 32);
+    for (int64_t q = 0; q < n; ++q)
+        for (int64_t w = 0; w < words; ++w)
+            for (uint32_t bits = chosen[q * words + w]; bits; bits &= bits - 1) call(q, w * 32 + __builtin_ctz(bits));
 }
 
-void rc_invert(const int32_t* nearest, int64_t n, int32_t width, int32_t first, int32_t lists, int64_t* offsets,
-               int32_t* askers) {
+extern "C" {
+
+void rc_count_askers(const uint32_t* chosen, int64_t n, int32_t lists, int64_t* offsets) {
     std::fill(offsets, offsets + lists + 1, 0);
-    const auto each = [&](const auto& call) {
-        for (int64_t q = 0; q < n; ++q)
-            for (int32_t i = first; i < width; ++i)
-                if (nearest[q * width + i] >= 0) call(q, nearest[q * width + i]);
-    };
-    each([&](int64_t, int32_t list) { ++offsets[list + 1]; });
+    each_choice(chosen, n, lists, [&](int64_t, int64_t list) { ++offsets[list + 1]; });
     for (int32_t l = 0; l < lists; ++l) offsets[l + 1] += offsets[l];
+}
+
+void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* offsets, int32_t* askers) {
     std::vector<int64_t> next(offsets, offsets + lists);
-    each([&](int64_t q, int32_t list) { askers[next[list]++] = static_cast<int32_t>(q); });
+    each_choice(chosen, n, lists, [&](int64_t q, int64_t list) { askers[next[list]++] = static_cast<int32_t>(q); });
 }
 }

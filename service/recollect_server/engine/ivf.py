@@ -69,11 +69,10 @@ class Reach:
         """What it takes."""
         return self._hits.nbytes + self._lists.nbytes
 
-    def learn(self, hits: Float32, lists: Float32) -> float:
-        """Takes the reaches of hits [...] and of lists [N, L]; returns the share of hits found now."""
+    def learn(self, hits: Float32, lists: Float32) -> None:
+        """Takes the reaches of true hits [...] and of lists [N, L]."""
         self._hits += np.bincount(_bins(hits), minlength=BINS)
         self._lists += np.bincount(_bins(lists.ravel()), minlength=BINS)
-        return float((hits < self.far).mean()) if hits.size else 1.0
 
     def settle(self, wanted: float) -> None:
         """Goes far enough to find the share of hits that is wanted; what was learnt will count for less."""
@@ -89,7 +88,7 @@ class Reach:
 
 
 def _bins(reaches: Float32) -> Int64:
-    """The bin of each: the first for lists whose centroids are good enough, the last for all that is farther."""
+    """The bin of each: the first where a centroid is good enough, the last for all that is farther."""
     bins: Int64 = np.clip(reaches * SCALE, 0, BINS - 1).astype(np.int64)
     return bins
 
@@ -127,6 +126,11 @@ class InvertedFile:
         """What it takes."""
         arrays = self.centroids.nbytes + self._half_norms.nbytes + self._radii.nbytes
         return int(self._lists.bytes + arrays + sum(reach.bytes for reach in self._reaches.values()))
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it answers searches: it knows where not to look."""
+        return self.probes < len(self.centroids)
 
     def clear(self) -> None:
         """Zeroes what was made of keys; the file must not be used after."""
@@ -213,9 +217,7 @@ class InvertedFile:
             yield work.searched(count, part.stop - part.start, dim)
         return best.ordered()
 
-    def learn(
-        self, queries: Float32, hits: Int64, *, keys: Raw, dtype: Dtype, live: Sequence[slice]
-    ) -> float:
+    def learn(self, queries: Float32, hits: Int64, *, keys: Raw, dtype: Dtype, live: Sequence[slice]) -> None:
         """Learns from queries [N, D] and what exact search found for them, [N, K], where hits are.
 
         Args:
@@ -224,9 +226,6 @@ class InvertedFile:
             keys: [slots, D], of `dtype`.
             dtype: Of keys.
             live: Slots that count.
-
-        Returns:
-            The recall that they have had, reaching as far as now.
         """
         top_k = hits.shape[1]
         best = kernels.Best(len(queries), top_k)
@@ -244,9 +243,8 @@ class InvertedFile:
             of_hits[lists[:, :asked] < 0] = -np.inf  # pending entries are always looked at
             reach = self._reaches.setdefault(asked, Reach())
             # (Where too little was found there is hardly anything in the lists.)
-            recall = reach.learn(of_hits[found[:, :asked]], np.where(np.isfinite(far), far, np.inf))
-        self._asked = asked
-        return recall
+            reach.learn(of_hits[found[:, :asked]], np.where(np.isfinite(far), far, np.inf))
+            self._asked = asked
 
     def settle(self, recall: float) -> None:
         """Reaches as far as what was learnt says; it will count for less next time."""

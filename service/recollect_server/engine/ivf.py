@@ -6,7 +6,7 @@ them. So a write is searchable at once, and a file that lags behind is slower, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from recollect_server.domain.arrays import Float32, Int64, Raw
 from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
+from recollect_server.engine.kernel_lists import Lists, Probing
 from recollect_server.engine.ranges import Ranges, common
 
 CALL = 8_000_000
@@ -30,6 +31,19 @@ PAIR = 12_000
 ROW = 30
 """To gather a key and lay it out takes as long as to multiply it with so many queries (measured)."""
 
+ALONE = 4
+"""To multiply a key with one query takes as long as so many products where queries share it (measured)."""
+
+NEAREST = 8
+"""Times top_k: so many entries of the nearest lists show how good a candidate has to be."""
+
+BINS, FARTHEST = 512, 4.0
+"""How finely reaches are told apart, up to the largest that is."""
+
+SCALE = BINS / FARTHEST
+
+TINY = np.finfo(np.float32).tiny
+
 MARGIN = 0.25
 """Of what the asked recall leaves to chance, so much is kept in reserve: what is measured is a sample."""
 
@@ -37,31 +51,86 @@ KEPT = 0.8
 """How much earlier samples still count when new ones come."""
 
 
+class Reach:
+    """How far queries have to reach to find what they ask for: learnt from where true hits were.
+
+    Attributes:
+        far: In radii of a list.
+        share: Of all lists, so many are that near, on average.
+    """
+
+    def __init__(self) -> None:
+        self.far, self.share = np.inf, 1.0
+        self._hits = np.zeros(BINS, dtype=np.float32)  # by the reach that finds them
+        self._lists = np.zeros(BINS, dtype=np.float32)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return self._hits.nbytes + self._lists.nbytes
+
+    def learn(self, hits: Float32, lists: Float32) -> None:
+        """Takes the reaches of true hits [...] and of lists [N, L]."""
+        self._hits += np.bincount(_bins(hits), minlength=BINS)
+        self._lists += np.bincount(_bins(lists.ravel()), minlength=BINS)
+
+    def settle(self, wanted: float) -> None:
+        """Goes far enough to find the share of hits that is wanted; what was learnt will count for less."""
+        found, reached = self._hits.cumsum(dtype=np.float64), self._lists.cumsum(dtype=np.float64)
+        if not found[-1]:
+            return
+        enough = int(np.searchsorted(found, wanted * found[-1]))
+        everything = enough >= BINS - 1
+        self.far = np.inf if everything else (enough + 1) / SCALE
+        self.share = 1.0 if everything else float(reached[enough] / reached[-1])
+        self._hits *= KEPT
+        self._lists *= KEPT
+
+
+def _bins(reaches: Float32) -> Int64:
+    """The bin of each: the first where a centroid is good enough, the last for all that is farther."""
+    bins: Int64 = np.clip(reaches * SCALE, 0, BINS - 1).astype(np.int64)
+    return bins
+
+
 class InvertedFile:
     """The lists of one head.
 
+    A query looks into lists by how far it has to reach there for what is better than what it has found so
+    far: beyond their centroids, in radii of the list. How far it goes is learnt from where true hits were.
+
     Args:
         centroids: [L, D].
+        radii: [L], root mean square distances of keys to their centroids.
         slots: Of the buffer.
         entries: How many there are now.
     """
 
-    def __init__(self, centroids: Float32, slots: int, *, entries: int) -> None:
+    def __init__(self, centroids: Float32, radii: Float32, slots: int, *, entries: int) -> None:
         self.centroids = centroids
         self.trained_on = entries
         self.written = 0  # since then
         self.pending = Ranges()
-        self.probes = len(centroids)
+        self.probes = len(centroids)  # on average
         self.probes_at_first = 0
-        self._lists = kernels.Lists(len(centroids), slots)
+        self._lists = Lists(len(centroids), slots)
         self._half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
-        self._ranks = np.zeros(len(centroids) + 1, dtype=np.float64)
+        self._radii = np.ones(-(-len(centroids) // 32) * 32, dtype=np.float32)
+        self._radii[: len(centroids)] = np.maximum(radii, TINY)
+        self._reaches: dict[int, Reach] = {}  # of top_k = 1, 2, 4, ...
+        self._asked = 1  # the largest of these of late
         self._typical = entries / len(centroids)
 
     @property
     def bytes(self) -> int:
         """What it takes."""
-        return int(self._lists.bytes + self.centroids.nbytes + self._ranks.nbytes + self._half_norms.nbytes)
+        arrays = self.centroids.nbytes + self._half_norms.nbytes + self._radii.nbytes
+        return int(self._lists.bytes + arrays + sum(reach.bytes for reach in self._reaches.values()))
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it answers searches: it knows where not to look."""
+        return self.probes < len(self.centroids)
 
     def clear(self) -> None:
         """Zeroes what was made of keys; the file must not be used after."""
@@ -76,7 +145,7 @@ class InvertedFile:
 
     def moved(self, order: Int64, slots: int) -> None:
         """The entries of slots `order` lie from slot 0 on now, in a buffer of `slots`."""
-        lists = kernels.Lists(len(self.centroids), slots)
+        lists = Lists(len(self.centroids), slots)
         assigned = self._lists.of_slots()[order].astype(np.int64)
         lists.put(0, assigned)
         self._lists, self.pending = lists, Ranges()
@@ -136,58 +205,87 @@ class InvertedFile:
         count, dim = queries.shape
         left = yield 0
         best = kernels.Best(count, top_k)
-        plan = kernels.inverted(kernels.nearest(queries, self.centroids, self.probes), len(self.centroids))
-        left = yield work.searched(count, len(self.centroids), dim + SELECT)
-        whole = slice(0, len(self.centroids))
-        if count * self.probes * (PAIR + (self._typical + ROW) * dim) <= left:
-            self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=whole)
-            yield int(count * self.probes * (PAIR + self._typical * dim))
-        else:
-            each = self._work_of_lists(plan[0], dim)
-            first = 0
-            while first < whole.stop:
-                reached = np.searchsorted(each, (each[first - 1] if first else 0) + left, side="right")
-                lists = slice(first, min(whole.stop, max(first + 1, int(reached))))
-                self._lists.probe(best, queries, keys, dtype=dtype, live=live, plan=plan, lists=lists)
-                left = yield int(each[lists.stop - 1] - (each[first - 1] if first else 0))
-                first = lists.stop
+        probing = self._probing(best, queries, keys, dtype, live, reach=self._reach_of(top_k))
+        nearest = self._nearest(top_k)
+        alone = len(self.centroids) * (dim + SELECT) + nearest * (PAIR + ALONE * self._typical * dim)
+        left = yield from _in_turns(np.arange(1, count + 1) * alone, left, probing.ask_nearest)
+        if probing.order():
+            yield from _in_turns(self._work_of_lists(probing.offsets, dim), left, probing.ask)
         # Last, when there is something to compare them with.
         for part in common(self.pending, live):
             scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
             yield work.searched(count, part.stop - part.start, dim)
         return best.ordered()
 
-    def learn(self, queries: Float32, hits: Int64) -> float:
+    def learn(self, queries: Float32, hits: Int64, *, keys: Raw, dtype: Dtype, live: Sequence[slice]) -> None:
         """Learns from queries [N, D] and what exact search found for them, [N, K], where hits are.
 
-        Returns:
-            The recall that they have had with as many probes as there are.
+        Args:
+            queries: Float32.
+            hits: -1 for none.
+            keys: [slots, D], of `dtype`.
+            dtype: Of keys.
+            live: Slots that count.
         """
+        top_k = hits.shape[1]
+        best = kernels.Best(len(queries), top_k)
+        self._probing(best, queries, keys, dtype, live, reach=np.inf).ask_nearest(slice(0, len(queries)))
+        scores = best.ordered()[0]
+        products = queries @ self.centroids.T  # [N, L]
+        size = np.linalg.norm(queries, axis=1)[:, None] * self._radii[: len(self.centroids)] + TINY
         found = hits >= 0
         lists = self._lists.of_slots()[np.where(found, hits, 0)]
-        ordered = queries @ self.centroids.T  # [N, L]
-        of_list = np.take_along_axis(ordered, np.where(lists >= 0, lists, 0), axis=1)  # [N, K]
-        ordered.sort(axis=1)
-        below = [np.searchsorted(row, mine, side="right") for row, mine in zip(ordered, of_list, strict=True)]
-        ranks = len(self.centroids) - np.array(below)  # how many lists are nearer
-        ranks = np.where(lists >= 0, ranks, 0)[found]  # pending entries are always looked at
-        np.add.at(self._ranks, ranks, 1.0)
-        return float((ranks < self.probes).mean()) if ranks.size else 1.0
+        at = np.where(lists >= 0, lists, 0)
+        # Of a smaller top_k the hits are the first of these, and a candidate has to be better.
+        for asked in (2**i for i in range(top_k.bit_length())):
+            far = (scores[:, asked - 1, None] - products) / size
+            of_hits = np.take_along_axis(far, at, axis=1)[:, :asked]  # [N, K]
+            of_hits[lists[:, :asked] < 0] = -np.inf  # pending entries are always looked at
+            reach = self._reaches.setdefault(asked, Reach())
+            # (Where too little was found there is hardly anything in the lists.)
+            reach.learn(of_hits[found[:, :asked]], np.where(np.isfinite(far), far, np.inf))
+            self._asked = asked
 
     def settle(self, recall: float) -> None:
-        """Probes as many lists as what was learnt says; it will count for less next time."""
-        self.probes = self.probes_for(recall)
-        self.probes_at_first = self.probes_at_first or self.probes
-        self._ranks *= KEPT
-
-    def probes_for(self, recall: float) -> int:
-        """Lists to look into so that so much is found."""
-        total = self._ranks.sum()
-        if not total:
-            return len(self.centroids)
+        """Reaches as far as what was learnt says; it will count for less next time."""
         wanted = recall + MARGIN * (1 - recall)
-        enough = int(np.searchsorted(self._ranks.cumsum(), wanted * total)) + 1
-        return min(len(self.centroids), enough)
+        for reach in self._reaches.values():
+            reach.settle(wanted)
+        share = self._reaches[self._asked].share if self._reaches else 1.0
+        self.probes = min(len(self.centroids), max(1, round(share * len(self.centroids))))
+        self.probes_at_first = self.probes_at_first or self.probes
+
+    def _reach_of(self, top_k: int) -> float:
+        """How far to go, in radii: what was learnt of as many candidates, or of fewer, which is farther."""
+        learnt = [asked for asked in self._reaches if asked <= top_k]
+        return self._reaches[max(learnt)].far if learnt else np.inf
+
+    def _probing(
+        self,
+        best: kernels.Best,
+        queries: Float32,
+        keys: Raw,
+        dtype: Dtype,
+        live: Sequence[slice],
+        *,
+        reach: float,
+    ) -> Probing:
+        return Probing(
+            self._lists,
+            best,
+            queries=queries,
+            centroids=self.centroids,
+            radii=self._radii,
+            keys=keys,
+            dtype=dtype,
+            live=live,
+            nearest=self._nearest(best.top_k),
+            reach=reach,
+        )
+
+    def _nearest(self, top_k: int) -> int:
+        """How many lists a query considers by itself."""
+        return min(len(self.centroids), max(2, round(NEAREST * top_k / max(1.0, self._typical))))
 
     def _work_of_lists(self, offsets: Int64, dim: int) -> NDArray[np.float64]:
         askers, sizes = np.diff(offsets), self._lists.sizes()
@@ -195,6 +293,20 @@ class InvertedFile:
             askers * float(PAIR) + (askers + ROW) * (askers > 0) * sizes * float(dim)
         )
         return cumulative
+
+
+def _in_turns(
+    cumulative: NDArray[np.float64], left: int, do: Callable[[slice], None]
+) -> Generator[int, int, int]:
+    """Does parts of what takes so much, up to and with each; returns what the next step may take."""
+    first, done = 0, 0.0
+    while first < len(cumulative):
+        reached = int(np.searchsorted(cumulative, done + left, side="right"))
+        part = slice(first, min(len(cumulative), max(first + 1, reached)))
+        do(part)
+        left = yield int(cumulative[part.stop - 1] - done)
+        first, done = part.stop, float(cumulative[part.stop - 1])
+    return left
 
 
 def scan_exactly(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
 from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -25,8 +24,8 @@ FLOAT32 = Dtype.FLOAT32
 
 DTYPES = {Dtype.FLOAT32: 0, Dtype.FLOAT16: 1, Dtype.BFLOAT16: 2}
 
-ROOM_FACTOR, ROOM_MORE = 2, 32
-"""Candidates of a query before all but the best are let go: twice top_k and some."""
+ROOM_FACTOR, ROOM_MORE, ROOM_MULTIPLE = 2, 32, 16
+"""Candidates of a query before all but the best are let go: twice top_k and some, to whole vectors."""
 
 
 class _Best(ctypes.Structure):
@@ -68,16 +67,9 @@ class _Backward(ctypes.Structure):
     )
 
 
-class _Probe(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("lists", "queries", "keys", "offsets", "askers")),
-        ("live", c_int64 * 4),
-        *((name, c_int32) for name in ("first_list", "last_list", "dim", "dtype")),
-    )
-
-
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The functions of `native/kernels.h`; loaded once."""
     library = ctypes.CDLL(str(LIBRARY))
     pointers, counts = (c_void_p,), (c_int64,)
     for name, arguments in {
@@ -91,9 +83,10 @@ def _library() -> ctypes.CDLL:
         "rc_lists_put": (*pointers, *2 * counts, *pointers),
         "rc_lists_sizes": 2 * pointers,
         "rc_lists_of": 2 * pointers,
-        "rc_probe": 2 * pointers,
-        "rc_invert": (c_void_p, c_int64, c_int32, c_int32, *2 * pointers),
-        "rc_nearest": (c_void_p, c_int64, c_void_p, *4 * (c_int32,), c_void_p),
+        "rc_probe": (*2 * pointers, *2 * (c_int32,)),
+        "rc_probe_nearest": (*2 * pointers, *2 * counts),
+        "rc_count_askers": (c_void_p, c_int64, c_int32, c_void_p),
+        "rc_askers": (c_void_p, c_int64, c_int32, *2 * pointers),
         "rc_set_threads": (c_int32,),
     }.items():
         function = getattr(library, name)
@@ -108,7 +101,7 @@ def _library() -> ctypes.CDLL:
 def available() -> bool:
     """Whether the package was built with its kernels, and they load here."""
     try:
-        _library()
+        library()
     except (AttributeError, OSError) as error:  # not there, of another platform, or of older sources
         log.warning("the compiled kernels cannot be used (%s): searching with FAISS, which is slower", error)
         return False
@@ -117,29 +110,33 @@ def available() -> bool:
 
 def instruction_set() -> str:
     """Which of the compiled variants runs here: "avx512", "avx2" or "generic"."""
-    name: bytes = _library().rc_isa()
+    name: bytes = library().rc_isa()
     return name.decode()
 
 
 def use_threads(threads: int) -> None:
     """How many threads one call may use."""
-    _library().rc_set_threads(threads)
+    library().rc_set_threads(threads)
 
 
 class Best:
-    """The best slots so far of `queries` queries."""
+    """The best slots so far of `queries` queries.
 
-    __slots__ = ("_counts", "_scores", "_slots", "_struct", "_thresholds", "queries", "top_k")
+    Attributes:
+        thresholds: float32 [N], what a further score must exceed.
+    """
+
+    __slots__ = ("_counts", "_scores", "_slots", "_struct", "queries", "thresholds", "top_k")
 
     def __init__(self, queries: int, top_k: int) -> None:
-        room = ROOM_FACTOR * top_k + ROOM_MORE
+        room = -(-(ROOM_FACTOR * top_k + ROOM_MORE) // ROOM_MULTIPLE) * ROOM_MULTIPLE
         self.queries, self.top_k = queries, top_k
         self._scores = np.empty((queries, room), dtype=np.float32)
         self._slots = np.empty((queries, room), dtype=np.int32)
         self._counts = np.zeros(queries, dtype=np.int32)
-        self._thresholds = np.full(queries, -np.inf, dtype=np.float32)
-        arrays = (self._scores, self._slots, self._counts, self._thresholds)
-        self._struct = _Best(*map(_address, arrays), queries, room, top_k)
+        self.thresholds = np.full(queries, -np.inf, dtype=np.float32)
+        arrays = (self._scores, self._slots, self._counts, self.thresholds)
+        self._struct = _Best(*map(address, arrays), queries, room, top_k)
 
     @property
     def reference(self) -> object:
@@ -150,7 +147,7 @@ class Best:
         """Scores float32 [N, K], descending, -inf where there are fewer; slots int64 [N, K], -1 there."""
         scores = np.empty((self.queries, self.top_k), dtype=np.float32)
         slots = np.empty((self.queries, self.top_k), dtype=np.int64)
-        _library().rc_finish(self.reference, _address(scores), _address(slots))
+        library().rc_finish(self.reference, address(scores), address(slots))
         return scores, slots
 
 
@@ -177,9 +174,9 @@ def scan(
     """
     heads, _, dim = queries.shape
     bound = _Scan(
-        _address(queries),
-        _address(keys),
-        None if bias is None else _address(bias),
+        address(queries),
+        address(keys),
+        None if bias is None else address(bias),
         _stride(queries),
         _stride(keys),
         rows.start,
@@ -189,7 +186,7 @@ def scan(
         DTYPES[query_dtype],
         DTYPES[key_dtype],
     )
-    _library().rc_scan(ctypes.byref(bound), best.reference)
+    library().rc_scan(ctypes.byref(bound), best.reference)
 
 
 def attend(
@@ -208,12 +205,12 @@ def attend(
     """
     heads, queries, top_k = scores.shape
     bound = _Attend(
-        _address(scores),
-        _address(slots),
-        _address(values),
+        address(scores),
+        address(slots),
+        address(values),
         _stride(values),
-        _address(output),
-        _address(lse),
+        address(output),
+        address(lse),
         _stride(output),
         _stride(lse),
         _stride(scores),
@@ -224,7 +221,7 @@ def attend(
         DTYPES[dtype],
         scale,
     )
-    _library().rc_attend(ctypes.byref(bound))
+    library().rc_attend(ctypes.byref(bound))
 
 
 def attend_backward(
@@ -256,15 +253,15 @@ def attend_backward(
     heads, count, key_dim = queries.shape
     gradient = np.empty(queries.shape, dtype=np.float32)
     bound = _Backward(
-        _address(queries),
-        _address(grad_output),
-        None if grad_lse is None else _address(grad_lse),
-        _address(slots),
-        _address(keys),
-        _address(values),
+        address(queries),
+        address(grad_output),
+        None if grad_lse is None else address(grad_lse),
+        address(slots),
+        address(keys),
+        address(values),
         _stride(keys),
         _stride(values),
-        _address(gradient),
+        address(gradient),
         count,
         heads,
         slots.shape[2],
@@ -273,124 +270,28 @@ def attend_backward(
         DTYPES[dtype],
         scale,
     )
-    _library().rc_attend_backward(ctypes.byref(bound))
+    library().rc_attend_backward(ctypes.byref(bound))
     return gradient
 
 
 def gather(rows: Raw, slots: Int64, into: Raw) -> None:
     """Copies rows [slots, D] at `slots` [...], contiguous, to `into` [..., D], contiguous; 0 for -1."""
-    _library().rc_gather(
-        _address(rows), _address(slots), slots.size, rows.shape[1] * rows.itemsize, _address(into)
+    library().rc_gather(
+        address(rows), address(slots), slots.size, rows.shape[1] * rows.itemsize, address(into)
     )
 
 
 def accumulate(rows: Float32, assigned: Int64, sums: NDArray[np.float64], counts: Int64) -> None:
     """Adds rows [n, D] to sums [L, D] of the lists that they are assigned to; counts them in counts [L]."""
-    _library().rc_accumulate(
-        _address(rows), _address(assigned), len(rows), rows.shape[1], _address(sums), _address(counts)
+    library().rc_accumulate(
+        address(rows), address(assigned), len(rows), rows.shape[1], address(sums), address(counts)
     )
 
 
-class Lists:
-    """Inverted lists: which slots belong to which centroid.
-
-    Args:
-        lists: How many.
-        slots: Of the buffer.
-    """
-
-    __slots__ = ("_handle", "count", "slots")
-
-    def __init__(self, lists: int, slots: int) -> None:
-        self.count, self.slots = lists, slots
-        self._handle: int | None = _library().rc_lists_new(lists, slots)
-
-    def __del__(self) -> None:
-        if self._handle is not None:
-            _library().rc_lists_free(self._handle)
-            self._handle = None
-
-    @property
-    def bytes(self) -> int:
-        """What they take."""
-        size: int = _library().rc_lists_bytes(self._handle)
-        return size
-
-    def put(self, first_slot: int, assigned: Int64) -> None:
-        """Puts slots from `first_slot` on into lists `assigned` [n], out of those they were in; -1: none."""
-        _library().rc_lists_put(self._handle, first_slot, assigned.size, _address(assigned))
-
-    def sizes(self) -> Int32:
-        """Slots in each list."""
-        sizes = np.empty(self.count, dtype=np.int32)
-        _library().rc_lists_sizes(self._handle, _address(sizes))
-        return sizes
-
-    def of_slots(self) -> Int32:
-        """The list of each slot; -1 for none."""
-        of_slot = np.empty(self.slots, dtype=np.int32)
-        _library().rc_lists_of(self._handle, _address(of_slot))
-        return of_slot
-
-    def probe(
-        self,
-        best: Best,
-        queries: Float32,
-        keys: Raw,
-        *,
-        dtype: Dtype,
-        live: Sequence[slice],
-        plan: tuple[Int64, Int32],
-        lists: slice,
-    ) -> None:
-        """Takes the best entries of some lists into `best`, for the queries that ask these lists.
-
-        Args:
-            best: Of N queries.
-            queries: [N, D], contiguous.
-            keys: [slots, D] of one head.
-            dtype: What the bits of keys mean.
-            live: At most two slices of slots; what is in none of them is left out.
-            plan: Of `inverted`.
-            lists: Which.
-        """
-        bounds = [bound for part in live for bound in (part.start, part.stop)]
-        bound = _Probe(
-            self._handle,
-            _address(queries),
-            _address(keys),
-            _address(plan[0]),
-            _address(plan[1]),
-            (c_int64 * 4)(*bounds),
-            lists.start,
-            lists.stop,
-            queries.shape[1],
-            DTYPES[dtype],
-        )
-        _library().rc_probe(ctypes.byref(bound), best.reference)
-
-
-def nearest(queries: Float32, centroids: Float32, probes: int) -> Int64:
-    """Lists whose centroids [L, D] are nearest to queries [N, D]: [N, P or an eighth more], -1 for none."""
-    width = min(len(centroids), probes + probes // 8 + 1)
-    lists = np.empty((len(queries), width), dtype=np.int64)
-    bounds = (len(centroids), centroids.shape[1], probes, width)
-    _library().rc_nearest(_address(queries), len(queries), _address(centroids), *bounds, _address(lists))
-    return lists
-
-
-def inverted(probes: Int64, lists: int) -> tuple[Int64, Int32]:
-    """Of probes [N, P], lists that each query asks (-1: none): offsets [L + 1] into the askers, by list."""
-    offsets = np.empty(lists + 1, dtype=np.int64)
-    askers = np.empty(probes.size, dtype=np.int32)
-    queries, width = probes.shape
-    _library().rc_invert(_address(probes), queries, width, lists, _address(offsets), _address(askers))
-    return offsets, askers
-
-
-def _address(array: NDArray[np.generic]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+def address(array: NDArray[np.generic]) -> int:
+    """Of the first element."""
+    at: int = array.__array_interface__["data"][0]
+    return at
 
 
 def _stride(array: NDArray[np.generic]) -> int:

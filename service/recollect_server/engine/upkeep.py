@@ -14,6 +14,7 @@ from recollect_server.domain.spec import IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.ivf import InvertedFile, scan_exactly
+from recollect_server.engine.kmeans import centroids_of
 
 ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
 """Fewer are searched exactly: there is nothing to be gained."""
@@ -27,8 +28,8 @@ SLICE = 16 * STEP
 PENDING_MIN = 512
 """So many entries are put into lists at once."""
 
-TRAINED_PER_LIST, ROUNDS = 24, 6
-"""Keys of a sample for each list, and rounds of k-means over it."""
+TRAINED_PER_LIST = 24
+"""Keys of a sample for each list."""
 
 SAMPLE_BYTES_MAX, SAMPLED_TOGETHER = 128 * 1024 * 1024, 2048
 """Of the sample, in float32; and how many keys are copied to it in one step."""
@@ -117,7 +118,7 @@ class Index:
     def file_for(self, head: int, queries: int, entries: int) -> InvertedFile | None:
         """The file that should answer; None if exact search is faster."""
         file = self._files[head]
-        if file is None or file.probes >= len(file.centroids):
+        if file is None or not file.is_trusted:
             return None
         if entries < ENTRIES_MIN[self._spec.index]:  # evicted since: nothing compares so few any more
             return None
@@ -198,7 +199,7 @@ class Index:
         drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
         if outgrown or drifted:
             return self._train if seen_enough else None
-        cost = len(samples) * entries * self._spec.key_dim
+        cost = len(samples) * entries * self._spec.key_dim + file.search_work(len(samples), entries)
         if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched:
             return self._compare
         return None
@@ -216,12 +217,12 @@ class Index:
         self._sample_bytes = sample.nbytes
         try:
             yield from self._fill(sample, head)
-            centroids = yield from _centroids(sample, lists)
+            centroids, radii = yield from centroids_of(sample, lists, rows=_rows(STEP, lists * dim))
         finally:
             sample.fill(0)
             self._sample_bytes = 0
         del sample
-        file = InvertedFile(centroids, self._keys.shape[1], entries=entries)
+        file = InvertedFile(centroids, radii, self._keys.shape[1], entries=entries)
         for part in self._live:
             file.pending.add(part)
         self._growing = file
@@ -275,8 +276,13 @@ class Index:
             for first in range(0, len(queries), SAMPLES_MIN):
                 if moves != self._moves or not (hits >= 0).any():
                     break  # entries have moved: these hits are of other slots
-                some = slice(first, first + SAMPLES_MIN)
-                recalls += [file.learn(queries[some], hits[some])] * len(queries[some])
+                asked, wanted = queries[first : first + SAMPLES_MIN], hits[first : first + SAMPLES_MIN]
+                keys, dtype, live = self._keys[head], self._spec.dtype, list(self._live)
+                if file.is_trusted:
+                    found = yield from _in_steps(file.search(asked, keys, dtype, live=live, top_k=top_k))
+                    recalls += [_recall(*pair) for pair in zip(found[1], wanted, strict=True)]
+                if moves == self._moves:
+                    file.learn(asked, wanted, keys=keys, dtype=dtype, live=live)
                 yield SAMPLES_MIN * file.centroids.size
         file.settle(self._spec.recall)
         return len(recalls), float(np.mean(recalls)) if recalls else 1.0
@@ -339,31 +345,21 @@ def lists_for(entries: int) -> int:
     return int(2 ** round(np.log2(4 * np.sqrt(max(1, entries)))))
 
 
-def _centroids(sample: Float32, lists: int) -> Generator[int, None, Float32]:
-    """K-means (Lloyd) over sample [n, D], which is in random order."""
-    centroids = sample[:lists].copy()
-    rows = _rows(STEP, centroids.size)
-    for _ in range(ROUNDS):
-        half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
-        sums, counts = np.zeros(centroids.shape, dtype=np.float64), np.zeros(len(centroids), dtype=np.int64)
-        for first in range(0, len(sample), rows):
-            part = sample[first : first + rows]
-            best = kernels.Best(len(part), 1)
-            kernels.scan(
-                best,
-                part[None],
-                centroids[None],
-                query_dtype=_FLOAT32,
-                key_dtype=_FLOAT32,
-                rows=slice(0, len(centroids)),
-                bias=half_norms,
-            )
-            kernels.accumulate(part, np.ascontiguousarray(best.ordered()[1][:, 0]), sums, counts)
-            yield (len(part) + work.READ_AS_QUERIES) * centroids.size
-        empty = np.flatnonzero(counts == 0)
-        sums[empty], counts[empty] = sample[-1 - empty % len(sample)], 1
-        centroids = (sums / counts[:, None]).astype(np.float32)
-    return centroids
+def _in_steps(search: Steps[tuple[Float32, Int64]]) -> Generator[int, None, tuple[Float32, Int64]]:
+    """A search, as background work."""
+    try:
+        yield next(search)
+        while True:
+            yield search.send(STEP)
+    except StopIteration as finished:
+        found: tuple[Float32, Int64] = finished.value
+        return found
+
+
+def _recall(found: Int64, wanted: Int64) -> float:
+    """Of one query: the share of the slots wanted [K] that were found [K]."""
+    wanted = wanted[wanted >= 0]
+    return float(np.isin(wanted, found).mean()) if wanted.size else 1.0
 
 
 def _rows(step: int, each: int) -> int:

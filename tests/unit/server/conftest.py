@@ -31,7 +31,7 @@ async def watched(world: World) -> World:
 
 def use_instruction_set(name: str) -> bool:
     """Takes a variant, "" for the best; False if the processor cannot run it."""
-    use = kernels._library().rc_use_isa
+    use = kernels.library().rc_use_isa
     use.argtypes, use.restype = (c_char_p,), c_int32
     return bool(use(name.encode()))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from recollect_server.domain.arrays import DenseArray, from_float32
+from recollect_server.domain.arrays import DenseArray, Float32, from_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
+from recollect_server.engine.kernel_lists import Lists, Probing
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
 
@@ -16,79 +18,137 @@ def normal(rng: np.random.Generator, *shape: int, dtype: Dtype = Dtype.FLOAT32) 
     return from_float32(rng.standard_normal(shape).astype(np.float32), dtype)
 
 
-@pytest.mark.parametrize("lists", [1, 5, 64, 257])
-@pytest.mark.parametrize("count", [1, 5, 130])
-def test_nearest(isa: str, threads: int, lists: int, count: int) -> None:
-    """The lists looked into are not those that are nearest, or are fewer than asked for."""
-    rng = np.random.default_rng(lists)
-    q, centroids = normal(rng, count, 30).float32(), normal(rng, lists, 30).float32()
-    products = q.astype(np.float64) @ centroids.T.astype(np.float64)
-    for probes in sorted({1, min(3, lists), max(1, lists // 2), lists}):
-        for asked, row in zip(products, kernels.nearest(q, centroids, probes), strict=True):
-            chosen = row[row >= 0]
-            assert len(set(chosen)) == len(chosen) >= probes
-            assert len(chosen) <= probes + probes // 8 + 1
-            left_out = np.delete(asked, chosen)
-            assert asked[chosen].min() >= left_out.max(initial=-np.inf) - 1e-4
+class Case:
+    """Keys in lists of random centroids, some of them written anew, and some in none."""
+
+    slots, lists, dim = 3000, 45, 40
+    live = (slice(2500, 3000), slice(0, 1500))
+
+    def __init__(self, dtype: Dtype, count: int) -> None:
+        rng = np.random.default_rng(10)
+        self.dtype = dtype
+        self.keys = normal(rng, self.slots, self.dim, dtype=dtype)
+        self.q, self.centroids = (normal(rng, n, self.dim).float32() for n in (count, self.lists))
+        self.radii = np.abs(normal(rng, 64).float32()) + np.float32(0.1)
+        self.held, self.assigned = (
+            Lists(self.lists, self.slots),
+            rng.integers(-1, self.lists, size=self.slots),
+        )
+        self.held.put(0, self.assigned[:2000])
+        self.held.put(2000, self.assigned[2000:])
+        again = rng.integers(-1, self.lists, size=500)
+        self.held.put(700, again)
+        self.assigned[700:1200] = again
+        is_live = np.zeros(self.slots, bool)
+        for part in self.live:
+            is_live[part] = True
+        self.reachable = np.flatnonzero(is_live & (self.assigned >= 0))
+        self.real = self.q.astype(np.float64) @ self.keys.float32().astype(np.float64).T
+
+    def probing(self, best: kernels.Best, *, nearest: int, reach: float) -> Probing:
+        return Probing(
+            self.held,
+            best,
+            queries=self.q,
+            centroids=self.centroids,
+            radii=self.radii,
+            keys=self.keys.raw,
+            dtype=self.dtype,
+            live=self.live,
+            nearest=nearest,
+            reach=reach,
+        )
+
+    def reaches(self, scores: Float32) -> NDArray[np.float64]:
+        """How far each query must reach [N, L] to find what is better than a score [N]."""
+        q, centroids = self.q.astype(np.float64), self.centroids.astype(np.float64)
+        far = (scores[:, None] - q @ centroids.T) / np.linalg.norm(q, axis=1)[:, None]
+        reaches: NDArray[np.float64] = far / self.radii[: self.lists]
+        return reaches
 
 
-def test_nearest_of_equal_centroids(isa: str) -> None:
-    """Where centroids are equal none is chosen, or too many for the room there is."""
-    q, centroids = np.ones((3, 8), np.float32), np.ones((40, 8), np.float32)
-    for row in kernels.nearest(q, centroids, 4):
-        assert len({*row.tolist()} - {-1}) >= 4
-
-
-def test_inverted() -> None:
-    """A list is searched for queries that did not ask for it."""
-    rng = np.random.default_rng(9)
-    probes = np.stack([rng.permutation(20)[:6] for _ in range(50)])
-    probes[rng.random(probes.shape) < 0.2] = -1
-    offsets, askers = kernels.inverted(probes, 20)
-    for number in range(20):
-        wanted = np.flatnonzero((probes == number).any(axis=1)).tolist()
-        assert askers[offsets[number] : offsets[number + 1]].tolist() == wanted
+def asked(probing: Probing, count: int) -> int:
+    """All of it, in parts; how many lists were chosen."""
+    for queries in (slice(0, count // 2), slice(count // 2, count)):
+        probing.ask_nearest(queries)
+    chosen = probing.order()
+    for part in (slice(0, 7), slice(7, Case.lists)):
+        probing.ask(part)
+    return chosen
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))
 @pytest.mark.parametrize("count", [1, 3, 4, 60])
-def test_probe(isa: str, threads: int, dtype: Dtype, count: int) -> None:
-    """A search in lists finds what is in others, in none, or not live; or misses some."""
-    rng = np.random.default_rng(10)
-    slots, lists, dim = 3000, 24, 40
-    keys, q = normal(rng, slots, dim, dtype=dtype), normal(rng, count, dim).float32()
-    held, assigned = kernels.Lists(lists, slots), rng.integers(-1, lists, size=slots)
-    held.put(0, assigned[:2000])
-    held.put(2000, assigned[2000:])
-    again = rng.integers(-1, lists, size=500)  # written anew
-    held.put(700, again)
-    assigned[700:1200] = again
-    assert held.sizes().tolist() == np.bincount(assigned[assigned >= 0], minlength=lists).tolist()
-    np.testing.assert_array_equal(held.of_slots(), assigned)
-    probes = np.stack([rng.permutation(lists)[:5] for _ in range(count)])
-    live = [slice(2500, 3000), slice(0, 1500)]
-    best = kernels.Best(count, 20)
-    for part in (slice(0, 7), slice(7, lists)):
-        plan = kernels.inverted(probes, lists)
-        held.probe(best, q, keys.raw, dtype=dtype, live=live, plan=plan, lists=part)
+@pytest.mark.parametrize(("top_k", "nearest"), [(20, 2), (1, 1), (150, 8), (20, 45)])
+@pytest.mark.parametrize("reach", [np.inf, 2.0, 0.0])
+def test_probing(
+    isa: str, threads: int, dtype: Dtype, count: int, top_k: int, nearest: int, reach: float
+) -> None:
+    """A search in lists finds what is in none, or not live; or misses some of what is near enough."""
+    case = Case(dtype, count)
+    assert case.held.sizes().tolist() == np.bincount(case.assigned[case.assigned >= 0], minlength=45).tolist()
+    np.testing.assert_array_equal(case.held.of_slots(), case.assigned)
+    best = kernels.Best(count, top_k)
+    asked(case.probing(best, nearest=nearest, reach=reach), count)
     scores, found = best.ordered()
-    is_live = np.zeros(slots, bool)
-    for part in live:
-        is_live[part] = True
-    real = q.astype(np.float64) @ keys.float32().astype(np.float64).T
+    assert np.isin(found, case.reachable).all()
+    assert (np.diff(np.sort(found, axis=1), axis=1) > 0).all(), "the same slot twice"
+    assert (np.diff(scores, axis=1) <= 0).all(), "not in order"
+    np.testing.assert_allclose(scores, np.take_along_axis(case.real, found, axis=1), atol=1e-4)
+    near = case.reaches(scores[:, -1] + np.float32(1e-3)) < reach
     for n in range(count):
-        reachable = np.flatnonzero(np.isin(assigned, probes[n]) & is_live)
-        wanted = np.sort(real[n, reachable])[::-1][:20]
-        assert np.isin(found[n], reachable).all()
-        np.testing.assert_allclose(scores[n], wanted, atol=1e-4)
-        np.testing.assert_allclose(real[n, found[n]], wanted, atol=1e-4)
+        reached = case.reachable[near[n, case.assigned[case.reachable]]]
+        wanted = np.sort(case.real[n, reached])[::-1][:top_k]
+        assert (scores[n, : len(wanted)] >= wanted - 1e-4).all()
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.5])
+def test_lists_out_of_reach_are_left_out(isa: str, threads: int, reach: float) -> None:
+    """A search looks into lists in which there can be nothing, and takes as long as an exact one."""
+    case = Case(Dtype.FLOAT32, 60)
+    best = kernels.Best(60, 20)
+    probing = case.probing(best, nearest=4, reach=reach)
+    probing.ask_nearest(slice(0, 60))
+    far = case.reaches(best.thresholds)
+    bits = np.unpackbits(probing.chosen.view(np.uint8), axis=1, bitorder="little")
+    assert not bits[:, case.lists :].any()
+    chosen = bits[:, : case.lists] == 1
+    assert not (chosen & (far > reach + 1e-4)).any()
+    assert probing.order() == chosen.sum()
+    for number in range(case.lists):
+        askers = probing.askers[probing.offsets[number] : probing.offsets[number + 1]]
+        assert askers.tolist() == np.flatnonzero(chosen[:, number]).tolist()
+    # Those that are within reach were chosen, or asked at once because they are the nearest.
+    left = (far < reach - 1e-4) & ~chosen
+    assert left.sum(axis=1).max() <= 4 + 2
+
+
+@pytest.mark.parametrize("nearest", [1, 6, 40])
+def test_centroids_that_are_equal(isa: str, nearest: int) -> None:
+    """Where the nearest lists cannot be told apart none is asked, or some are asked twice."""
+    case = Case(Dtype.FLOAT32, 9)
+    case.centroids[:40] = case.centroids[0]
+    best = kernels.Best(9, 30)
+    asked(case.probing(best, nearest=nearest, reach=np.inf), 9)
+    wanted = -np.sort(-case.real[:, case.reachable], axis=1)[:, :30]
+    np.testing.assert_allclose(best.ordered()[0], wanted, atol=1e-4)
+
+
+def test_fewer_entries_than_asked_for(isa: str) -> None:
+    """Lists that hold little end the search before all of it is found."""
+    case = Case(Dtype.FLOAT32, 5)
+    best = kernels.Best(5, 2000)
+    asked(case.probing(best, nearest=1, reach=0.0), 5)
+    found = best.ordered()[1]
+    for row in found:
+        assert np.sort(row[row >= 0]).tolist() == case.reachable.tolist()
 
 
 def test_lists_that_are_written_round_and_round() -> None:
     """A slot that is overwritten stays in its list too: it is found twice, and lists only grow."""
     rng = np.random.default_rng(11)
     slots, lists = 200, 6
-    held, assigned = kernels.Lists(lists, slots), np.full(slots, -1)
+    held, assigned = Lists(lists, slots), np.full(slots, -1)
     for _ in range(300):
         first = int(rng.integers(slots))
         size = int(rng.integers(1, slots - first + 1))
@@ -100,23 +160,11 @@ def test_lists_that_are_written_round_and_round() -> None:
     assert held.bytes < 10_000
 
 
-@pytest.mark.parametrize("probes", [2, 5, 20])
-def test_nearest_where_many_are_equal(isa: str, probes: int) -> None:
-    """Of many equal centroids, as of empty keys, the first take the places of those that are nearer."""
-    rng = np.random.default_rng(12)
-    q, centroids = normal(rng, 9, 16).float32(), normal(rng, 128, 16).float32()
-    centroids[:100] = 0
-    for asked, row in zip(q @ centroids.T, kernels.nearest(q, centroids, probes), strict=True):
-        nearer = np.flatnonzero(asked > 0)
-        best = nearer[np.argsort(-asked[nearer])][:probes]
-        assert np.isin(best, row).all()
-
-
 @pytest.mark.parametrize("lists", [1, 0xFFFE, 0xFFFF, 0x10000, 70_000])
 def test_slots_know_their_lists(lists: int) -> None:
     """Where there are more lists than two bytes can name, a slot is taken out of another one than its own."""
     rng, slots = np.random.default_rng(lists), 5000
-    held, assigned = kernels.Lists(lists, slots), np.full(slots, -1)
+    held, assigned = Lists(lists, slots), np.full(slots, -1)
     for _ in range(3):
         first = int(rng.integers(slots))
         part = slice(first, first + int(rng.integers(slots - first)))

@@ -26,10 +26,10 @@ SPEC = NamespaceSpec(layers=(0,), heads=1, key_dim=4, value_dim=4, capacity=8, d
 @pytest.fixture
 def not_loaded() -> Iterator[None]:
     """As in a process that has not looked for the library yet."""
-    for cached in (kernels.available, kernels._library):
+    for cached in (kernels.available, kernels.library):
         cached.cache_clear()
     yield
-    for cached in (kernels.available, kernels._library):
+    for cached in (kernels.available, kernels.library):
         cached.cache_clear()
 
 

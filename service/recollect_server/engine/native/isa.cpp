@@ -1,10 +1,13 @@
 // Search and attention for one instruction set (RC_ISA names it).
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
+#include "select.h"
 #include "simd.h"
 
 namespace RC_ISA {
@@ -12,16 +15,6 @@ namespace RC_ISA {
 constexpr int NR = 2 * W;               // keys of a panel: two vectors of products for each query
 constexpr int64_t BLOCK_FLOATS = 65536;  // of packed keys: they stay in the second-level cache
 constexpr int SCALAR_QUERIES = 3;       // so few are multiplied with keys as they lie, without packing
-constexpr float INF = std::numeric_limits<float>::infinity();
-
-// ---- candidates ----
-
-static inline void push(const RcBest& best, int64_t query, float score, int32_t slot) {
-    int32_t& count = best.counts[query];
-    best.scores[query * best.room + count] = score;
-    best.slots[query * best.room + count] = slot;
-    if (++count == best.room) keep_best(best, query);
-}
 
 // ---- which rows are multiplied: neighbours in the buffer, or those of a list ----
 
@@ -71,35 +64,56 @@ struct Live {
 template <class Type, int Q, class Rows, class Filter>
 static void few(const Rows& rows, const float* const* queries, const int64_t* ids, int dim, const float* bias,
                 const RcBest& best, const Filter& wanted) {
-    constexpr int R = 4;
+    constexpr int R = W / Q;  // rows whose products with all queries make one vector of scores
     const int64_t n = rows.size();
+    float limits[W];
+    const auto read_limits = [&] {
+        for (int r = 0; r < R; ++r)
+            for (int q = 0; q < Q; ++q) limits[r * Q + q] = best.thresholds[ids[q]];
+    };
+    for (int e = R * Q; e < W; ++e) limits[e] = INF;
+    read_limits();
     for (int64_t i = 0; i < n; i += R) {
         const typename Type::Element* row[R];
         for (int r = 0; r < R; ++r) {
             row[r] = rows.row(std::min(i + r, n - 1));
-            rows.prefetch(i + r + 5 * R);
+            rows.prefetch(i + r + 2 * R);
         }
-        Vec total[R][Q];
-        for (int r = 0; r < R; ++r)
-            for (int q = 0; q < Q; ++q) total[r][q] = zero();
+        Vec total[W];
+        for (int e = 0; e < W; ++e) total[e] = zero();
         int d = 0;
         for (; d + W <= dim; d += W) {
             Vec x[Q];
             for (int q = 0; q < Q; ++q) x[q] = load(queries[q] + d);
+#pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec key = Type::vector(row[r] + d);
-                for (int q = 0; q < Q; ++q) total[r][q] = fma(key, x[q], total[r][q]);
+                for (int q = 0; q < Q; ++q) total[r * Q + q] = fma(key, x[q], total[r * Q + q]);
             }
         }
-        for (int r = 0; r < R && i + r < n; ++r) {
-            for (int q = 0; q < Q; ++q) {
-                float score = sum(total[r][q]);
-                for (int e = d; e < dim; ++e) score += queries[q][e] * Type::scalar(row[r][e]);
-                const int32_t slot = rows.slot(i + r);
-                if (bias) score += bias[slot];
-                if (score > best.thresholds[ids[q]] && wanted(slot)) push(best, ids[q], score, slot);
-            }
+        Vec scores = sums(total);
+        float lanes[W];
+        if (d < dim || bias) {
+            store(lanes, scores);
+            for (int r = 0; r < R && i + r < n; ++r)
+                for (int q = 0; q < Q; ++q) {
+                    float& score = lanes[r * Q + q];
+                    for (int e = d; e < dim; ++e) score += queries[q][e] * Type::scalar(row[r][e]);
+                    if (bias) score += bias[rows.slot(i + r)];
+                }
+            scores = load(lanes);
         }
+        const int64_t there = std::min<int64_t>(R, n - i) * Q;
+        uint32_t found = above(scores, load(limits)) & static_cast<uint32_t>((uint64_t{1} << there) - 1);
+        if (!found) continue;
+        store(lanes, scores);
+        for (; found; found &= found - 1) {
+            const int e = __builtin_ctz(found);
+            const int32_t slot = rows.slot(i + e / Q);
+            const int64_t query = ids[e % Q];
+            if (lanes[e] > best.thresholds[query] && wanted(slot)) push(best, query, lanes[e], slot);
+        }
+        read_limits();
     }
 }
 
@@ -178,8 +192,9 @@ static void pack(const Rows& rows, int64_t first, int dim, float* panel) {
 }
 
 // Products of M queries with a panel: those with its first W keys, and with the others.
+// (Inlined wherever it is used, or the sums would not stay in registers.)
 template <int M>
-static inline void products(const float* const* queries, const float* panel, int dim, Vec* low, Vec* high) {
+__attribute__((always_inline)) static inline void products(const float* const* queries, const float* panel, int dim, Vec* low, Vec* high) {
     const float* q[M];
     for (int m = 0; m < M; ++m) q[m] = queries[m], low[m] = high[m] = zero();
     for (int d = 0; d < dim; ++d) {
@@ -290,6 +305,13 @@ static const float* widened(const void* queries, int32_t dtype, int64_t offset, 
     return to;
 }
 
+template <class Do>
+static void with_type(int32_t dtype, const Do& call) {
+    if (dtype == RC_FLOAT32) call(Float32{});
+    else if (dtype == RC_FLOAT16) call(Float16{});
+    else call(Bfloat16{});
+}
+
 static void scan(const RcScan& s, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
                  int64_t end) {
     static thread_local std::vector<float> buffer;
@@ -299,40 +321,33 @@ static void scan(const RcScan& s, const RcBest& best, int32_t head, int64_t firs
     const float* rows = widened(s.queries, s.query_dtype, head * s.query_stride + first * s.dim, n * s.dim, buffer);
     pointers.resize(n), ids.resize(n);
     for (int64_t i = 0; i < n; ++i) pointers[i] = rows + i * s.dim, ids[i] = head * per_head + first + i;
-    const auto with = [&](auto type) {
+    with_type(s.key_dtype, [&](auto type) {
         using Type = decltype(type);
         const auto* keys = static_cast<const typename Type::Element*>(s.keys) + head * s.key_stride;
         take<Type>(Range<Type>{keys, begin, end - begin, s.dim}, pointers.data(), ids.data(), n, s.dim, s.bias,
                    best, All{});
-    };
-    if (s.key_dtype == RC_FLOAT32) with(Float32{});
-    else if (s.key_dtype == RC_FLOAT16) with(Float16{});
-    else with(Bfloat16{});
+    });
 }
 
 static void probe(const RcProbe& p, const RcBest& best, int32_t first_list, int32_t last_list) {
     static thread_local std::vector<const float*> pointers;
     static thread_local std::vector<int64_t> ids;
-    const Live wanted{p.live};
-    for (int32_t l = first_list; l < last_list; ++l) {
-        const int64_t n = p.offsets[l + 1] - p.offsets[l];
-        const RcLists::List& list = p.lists->lists[l];
-        if (!n || !list.size()) continue;
-        pointers.resize(n), ids.resize(n);
-        for (int64_t i = 0; i < n; ++i) {
-            ids[i] = p.askers[p.offsets[l] + i];
-            pointers[i] = p.queries + ids[i] * p.dim;
-        }
-        const auto with = [&](auto type) {
-            using Type = decltype(type);
-            const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+    with_type(p.dtype, [&](auto type) {
+        using Type = decltype(type);
+        const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+        for (int32_t l = first_list; l < last_list; ++l) {
+            const int64_t n = p.offsets[l + 1] - p.offsets[l];
+            const RcLists::List& list = p.lists->lists[l];
+            if (!n || !list.size()) continue;
+            pointers.resize(n), ids.resize(n);
+            for (int64_t i = 0; i < n; ++i) {
+                ids[i] = p.askers[p.offsets[l] + i];
+                pointers[i] = p.queries + ids[i] * p.dim;
+            }
             take<Type>(Listed<Type>{keys, list.data(), list.size(), p.dim}, pointers.data(), ids.data(), n, p.dim,
-                       nullptr, best, wanted);
-        };
-        if (p.dtype == RC_FLOAT32) with(Float32{});
-        else if (p.dtype == RC_FLOAT16) with(Float16{});
-        else with(Bfloat16{});
-    }
+                       nullptr, best, Live{p.live});
+        }
+    });
 }
 
 // ---- the nearest lists ----
@@ -345,64 +360,84 @@ static inline void write_products(const float* const* queries, const float* pane
     for (int m = 0; m < M; ++m) store(out + m * stride, low[m]), store(out + m * stride + W, high[m]);
 }
 
-static int32_t count_from(const float* scores, int64_t n, float threshold) {
-    int32_t count = 0;
-    const Vec t = broadcast(threshold);
-    for (int64_t i = 0; i < n; i += W) count += W - __builtin_popcount(above(t, load(scores + i)));
-    return count;
-}
-
-// A threshold that about `probes` of the scores reach: more than `most` only where many are equal.
-static float threshold_of(const float* scores, int64_t padded, int32_t lists, int32_t probes, int32_t most,
-                          float& high) {
-    float low = INF;
-    high = -INF;
-    for (int32_t i = 0; i < lists; ++i) low = std::min(low, scores[i]), high = std::max(high, scores[i]);
-    if (probes >= lists) return low;
-    for (int round = 0; round < 24; ++round) {
-        const float middle = low + 0.5f * (high - low);
-        if (middle <= low || middle >= high) break;
-        const int32_t count = count_from(scores, padded, middle);
-        if (count >= probes) low = middle;
-        else high = middle;
-        if (count >= probes && count <= most) break;
-    }
-    return low;
-}
-
-static void nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
-                    int32_t probes, int32_t width, int64_t* nearest) {
+// Products of n queries with all centroids, to scores [n (and some), padded].
+static float* centroid_scores(const RcProbe& p, const float* queries, int64_t n, int64_t padded) {
     static thread_local std::vector<float> packed_buffer, scores_buffer;
-    const Range<Float32> rows{centroids, 0, lists, dim};
-    const int64_t padded = (lists + NR - 1) / NR * NR;
-    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * dim);
+    const Range<Float32> rows{p.centroids, 0, static_cast<int64_t>(p.lists->lists.size()), p.dim};
+    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * p.dim);
     float* scores = scratch(scores_buffer, (n + MR) * padded);
-    for (int64_t p = 0; p < lists; p += NR) {
-        pack<Float32>(rows, p, dim, panel);
+    for (int64_t i = 0; i < rows.size(); i += NR) {
+        pack<Float32>(rows, i, p.dim, panel);
         for (int64_t q = 0; q < n; q += MR) {
             const float* pointers[MR];
-            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * dim;
-            if (n - q == 1) write_products<1>(pointers, panel, dim, scores + q * padded + p, padded);
-            else write_products<MR>(pointers, panel, dim, scores + q * padded + p, padded);
+            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * p.dim;
+            if (n - q == 1) write_products<1>(pointers, panel, p.dim, scores + q * padded + i, padded);
+            else write_products<MR>(pointers, panel, p.dim, scores + q * padded + i, padded);
         }
     }
-    for (int64_t q = 0; q < n; ++q) {
-        float* mine = scores + q * padded;
-        for (int64_t i = lists; i < padded; ++i) mine[i] = -INF;
-        float above_it;
-        const float threshold = threshold_of(mine, padded, lists, probes, width, above_it);
-        int32_t found = 0;
-        int64_t* to = nearest + q * width;
-        for (int32_t i = 0; i < lists; ++i)
-            if (mine[i] >= threshold && found++ < width) to[found - 1] = i;
-        if (found > width) {  // many are equal: those that are nearer go first
-            found = 0;
-            for (int32_t i = 0; i < lists && found < width; ++i)
-                if (mine[i] >= above_it) to[found++] = i;
-            for (int32_t i = 0; i < lists && found < width; ++i)
-                if (mine[i] >= threshold && mine[i] < above_it) to[found++] = i;
+    return scores;
+}
+
+// The query asks its nearest lists, so many or more until it has found enough. `scores` are of the lists; returns
+// what those that have not been considered are below.
+template <class Type>
+static float ask_nearest(const RcProbe& p, const RcBest& best, int64_t query, const float* scores, int64_t padded,
+                         float reach) {
+    static thread_local std::vector<std::pair<float, int32_t>> near;
+    const auto* keys = static_cast<const typename Type::Element*>(p.keys);
+    const auto lists = static_cast<int32_t>(p.lists->lists.size());
+    const float* queries = p.queries + query * p.dim;
+    const auto rows_of = [&](int32_t l) {
+        const RcLists::List& list = p.lists->lists[l];
+        return Listed<Type>{keys, list.data(), list.size(), p.dim};
+    };
+    float least_of_all, greatest, limit = INF;
+    range_of(scores, lists, least_of_all, greatest);
+    for (int64_t wanted = p.nearest;; wanted *= 2) {
+        float low = least_of_all, high = greatest;
+        if (wanted < lists) narrow(scores, padded, wanted, wanted + wanted / 2, low, high);
+        near.clear();
+        for (int64_t i = 0; i < padded; i += W) {
+            const Vec s = load(scores + i);
+            uint32_t bits = ~above(broadcast(low), s) & static_cast<uint32_t>((uint64_t{1} << W) - 1);
+            for (; bits; bits &= bits - 1) {
+                const auto l = static_cast<int32_t>(i + __builtin_ctz(bits));
+                if (l < lists && scores[l] < limit) near.emplace_back(scores[l], l);
+            }
         }
-        while (found < width) to[found++] = -1;
+        std::sort(near.begin(), near.end(), std::greater<>());
+        for (size_t i = 0; i < near.size(); ++i) {
+            if (i + 1 < near.size()) {
+                const auto next = rows_of(near[i + 1].second);
+                for (int64_t r = 0; r < W; ++r) next.prefetch(r);
+            }
+            const auto [score, l] = near[i];
+            if (score + reach * p.radii[l] <= best.thresholds[query]) continue;
+            take<Type>(rows_of(l), &queries, &query, 1, p.dim, nullptr, best, Live{p.live});
+            shrink(best, query);
+        }
+        limit = low;
+        if (best.counts[query] >= best.top_k || wanted >= lists) return limit;
+    }
+}
+
+static void probe_nearest(const RcProbe& p, const RcBest& best, int64_t first, int64_t last) {
+    const auto lists = static_cast<int32_t>(p.lists->lists.size());
+    const int64_t n = last - first, padded = (lists + NR - 1) / NR * NR;
+    float* scores = centroid_scores(p, p.queries + first * p.dim, n, padded);
+    for (int64_t q = first; q < last; ++q) {
+        float* mine = scores + (q - first) * padded;
+        std::fill(mine + lists, mine + padded, -INF);
+        const float* query = p.queries + q * p.dim;
+        const float reach = p.reach * std::sqrt(dot<Float32>(query, query, p.dim));
+        float limit = 0;
+        with_type(p.dtype, [&](auto type) { limit = ask_nearest<decltype(type)>(p, best, q, mine, padded, reach); });
+        const Vec most_of = broadcast(limit), worst = broadcast(best.thresholds[q]), reaching = broadcast(reach);
+        for (int64_t i = 0; i < padded; i += W) {
+            const Vec s = load(mine + i);
+            const uint32_t bits = above(fma(reaching, load(p.radii + i), s), worst) & above(most_of, s);
+            p.chosen[q * p.words + i / 32] |= bits << (i % 32);
+        }
     }
 }
 
@@ -529,8 +564,16 @@ static void accumulate(const float* rows, const int64_t* assigned, int64_t n, in
     }
 }
 
+static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
+    const float* scores = from.scores + query * from.room;
+    const int32_t* slots = from.slots + query * from.room;
+    for (int32_t i = 0; i < from.counts[query]; ++i)
+        if (scores[i] > best.thresholds[query]) push(best, query, scores[i], slots[i]);
+}
+
 #define RC_STRING(name) #name
 #define RC_NAME(name) RC_STRING(name)
-extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, nearest, attend, attend_backward, accumulate};
+extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_nearest, finish, push_all, attend,
+                        attend_backward, accumulate};
 
 }  // namespace RC_ISA

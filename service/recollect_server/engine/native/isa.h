@@ -1,5 +1,6 @@
 // What is compiled once for each instruction set; `library.cpp` takes the best that the processor has.
 #pragma once
+#include <cstring>
 #include <vector>
 
 #include "kernels.h"
@@ -46,12 +47,31 @@ struct Isa {
     void (*scan)(const RcScan&, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
                  int64_t end);
     void (*probe)(const RcProbe&, const RcBest& best, int32_t first_list, int32_t last_list);
-    void (*nearest)(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
-                    int32_t probes, int32_t width, int64_t* nearest);
+    void (*probe_nearest)(const RcProbe&, const RcBest& best, int64_t first, int64_t last);
+    // Ends with what is best: see rc_finish. `push_all` takes the candidates of another set.
+    void (*finish)(const RcBest& best, int64_t first, int64_t last, float* scores, int64_t* slots);
+    void (*push_all)(const RcBest& best, const RcBest& from, int64_t query);
     void (*attend)(const RcAttend&, int32_t head, int64_t first, int64_t last);
     void (*attend_backward)(const RcBackward&, int32_t head, int64_t first, int64_t last);
     void (*accumulate)(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
                        int64_t* counts);
 };
 
+// Where equal scores have to be told apart: of these the lower slots stay.
 void keep_best(const RcBest& best, int64_t query);
+
+// Orders as the score does, and among equals puts the lower slot first; the largest is the best.
+inline uint64_t rank_of(float score, int32_t slot) {
+    uint32_t bits;
+    std::memcpy(&bits, &score, 4);
+    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return static_cast<uint64_t>(bits) << 32 | (0xffffffffu - static_cast<uint32_t>(slot));
+}
+inline float score_of(uint64_t rank) {
+    uint32_t bits = static_cast<uint32_t>(rank >> 32);
+    bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
+    float score;
+    std::memcpy(&score, &bits, 4);
+    return score;
+}
+inline int32_t slot_of(uint64_t rank) { return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(rank)); }

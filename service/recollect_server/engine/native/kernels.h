@@ -18,7 +18,7 @@ struct RcBest {
     int32_t* counts;    // [N], 0 at first
     float* thresholds;  // [N], -inf at first
     int64_t queries;    // N
-    int32_t room;       // >= top_k + 1
+    int32_t room;       // > top_k, and a multiple of 16
     int32_t top_k;
 };
 
@@ -92,28 +92,31 @@ int64_t rc_lists_bytes(const RcLists* lists);
 void rc_lists_sizes(const RcLists* lists, int32_t* sizes);
 void rc_lists_of(const RcLists* lists, int32_t* of_slot);
 
-// One head's queries against the lists that each of them probes, in order of lists: `offsets` [lists + 1] into
-// `askers` says which queries ask list l. Slots outside of both live ranges are left out.
+// One head's queries against the lists that are worth a look. A query asks its nearest lists (by the product with
+// their centroids) one after another, each by itself: so it learns how good a candidate has to be, the threshold t.
+// Then it chooses, of all others, those with  query . centroid + reach |query| radius > t , which are looked into list by
+// list, for all that ask them. Slots outside of both live ranges are left out.
 struct RcProbe {
     const RcLists* lists;
-    const float* queries;     // [N, dim]
-    const void* keys;         // slot 0
-    const int64_t* offsets;   // [lists + 1]
-    const int32_t* askers;    // queries, by list
-    int64_t live[4];          // begin, end, begin, end
-    int32_t first_list, last_list;
+    const float *queries, *centroids;  // [N, dim], [lists, dim]
+    const float* radii;                // [words * 32], of the lists; above 0
+    const void* keys;                  // slot 0
+    uint32_t* chosen;                  // [N, words]: bits of the lists that each query chose, 0 at first
+    const int64_t* offsets;            // [lists + 1] into askers
+    const int32_t* askers;             // queries, by list
+    int64_t live[4];                   // begin, end, begin, end
     int32_t dim, dtype;
+    int32_t nearest, words;            // how many lists are asked singly; lists / 32, rounded up
+    float reach;                       // infinite: all are chosen
 };
 
-void rc_probe(const RcProbe* probe, const RcBest* best);
-// Which lists are nearest: of products of queries [n, dim] with centroids [lists, dim] the `probes` largest, and
-// up to an eighth more (to know them exactly would cost more than to look into them). nearest [n, width], padded
-// with -1, width >= probes.
-void rc_nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
-                int32_t probes, int32_t width, int64_t* nearest);
-// offsets and askers of probes [N, width] (-1: none).
-void rc_invert(const int64_t* probes, int64_t n, int32_t width, int32_t lists, int64_t* offsets,
-               int32_t* askers);
+// The first part, of some queries.
+void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query);
+// From what N queries chose: offsets [lists + 1] of their numbers in order of lists; then these numbers, askers.
+void rc_count_askers(const uint32_t* chosen, int64_t n, int32_t lists, int64_t* offsets);
+void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* offsets, int32_t* askers);
+// The second part, of some lists.
+void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int32_t last_list);
 
 // ---- the library ----
 

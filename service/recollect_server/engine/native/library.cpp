@@ -125,22 +125,6 @@ int64_t divided(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // ---- candidates ----
 
-// Orders as the score does, and among equals puts the lower slot first; the largest is the best.
-uint64_t rank_of(float score, int32_t slot) {
-    uint32_t bits;
-    std::memcpy(&bits, &score, 4);
-    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return static_cast<uint64_t>(bits) << 32 | (0xffffffffu - static_cast<uint32_t>(slot));
-}
-float score_of(uint64_t rank) {
-    uint32_t bits = static_cast<uint32_t>(rank >> 32);
-    bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
-    float score;
-    std::memcpy(&score, &bits, 4);
-    return score;
-}
-int32_t slot_of(uint64_t rank) { return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(rank)); }
-
 std::vector<uint64_t>& ranks_of(const RcBest& best, int64_t query) {
     static thread_local std::vector<uint64_t> ranks;
     const int32_t count = best.counts[query];
@@ -151,38 +135,52 @@ std::vector<uint64_t>& ranks_of(const RcBest& best, int64_t query) {
     return ranks;
 }
 
-void finish_one(const RcBest& best, int64_t query, float* scores, int64_t* slots) {
-    std::vector<uint64_t>& ranks = ranks_of(best, query);
-    const int32_t found = std::min<int32_t>(best.top_k, static_cast<int32_t>(ranks.size()));
-    std::partial_sort(ranks.begin(), ranks.begin() + found, ranks.end(), std::greater<>());
-    for (int32_t i = 0; i < found; ++i) scores[i] = score_of(ranks[i]), slots[i] = slot_of(ranks[i]);
-    for (int32_t i = found; i < best.top_k; ++i) scores[i] = -std::numeric_limits<float>::infinity(), slots[i] = -1;
-}
-
-// Candidates of its own for a task that shares its queries with others; merged when it is done.
-struct OwnBest {
-    explicit OwnBest(const RcBest& of)
-        : scores(new float[of.queries * of.room]), slots(new int32_t[of.queries * of.room]), counts(of.queries, 0),
-          thresholds(of.thresholds, of.thresholds + of.queries),
-          best{scores.get(), slots.get(), counts.data(), thresholds.data(), of.queries, of.room, of.top_k} {}
-
-    void merge_into(const RcBest& to) const {
-        for (int64_t q = 0; q < to.queries; ++q) {
-            for (int32_t i = 0; i < counts[q]; ++i) {
-                if (scores[q * to.room + i] <= to.thresholds[q]) continue;
-                const int32_t at = to.counts[q]++;
-                to.scores[q * to.room + at] = scores[q * to.room + i];
-                to.slots[q * to.room + at] = slots[q * to.room + i];
-                if (to.counts[q] == to.room) keep_best(to, q);
-            }
+// Candidates of their own for tasks that share queries with others; merged when these are done.
+class Shares {
+  public:
+    // They are better than what is known already.
+    Shares(const RcBest& of, int64_t count) : of_(of), parts_(count), kept_(kept()) {
+        const int64_t each = of.queries * of.room;
+        if (static_cast<int64_t>(kept_.scores.size()) < count * each) {
+            kept_.scores.resize(count * each), kept_.slots.resize(count * each);
+        }
+        counts_.assign(count * of.queries, 0);
+        thresholds_.resize(count * of.queries);
+        for (int64_t i = 0; i < count; ++i) {
+            std::copy(of.thresholds, of.thresholds + of.queries, thresholds_.begin() + i * of.queries);
+            parts_[i] = {kept_.scores.data() + i * each, kept_.slots.data() + i * each, counts_.data() + i * of.queries,
+                         thresholds_.data() + i * of.queries, of.queries, of.room, of.top_k};
         }
     }
+    ~Shares() {
+        if (kept_.scores.size() > KEPT_MAX) kept_ = Kept{};
+    }
+    const RcBest& operator[](int64_t i) const { return parts_[i]; }
 
-    std::unique_ptr<float[]> scores;  // as they come: only what was counted is read
-    std::unique_ptr<int32_t[]> slots;
-    std::vector<int32_t> counts;
-    std::vector<float> thresholds;
-    RcBest best;
+    void merge(const Isa& isa) const {
+        const int64_t grain = 64;
+        run(divided(of_.queries, grain), of_.queries * of_.top_k * 64, [&](int64_t task) {
+            for (int64_t q = task * grain; q < std::min(of_.queries, (task + 1) * grain); ++q)
+                for (const RcBest& part : parts_) isa.push_all(of_, part, q);
+        });
+    }
+
+  private:
+    // A thread uses the same memory again: to get new pages takes longer than to fill them.
+    struct Kept {
+        std::vector<float> scores;
+        std::vector<int32_t> slots;
+    };
+    static constexpr size_t KEPT_MAX = 1 << 20;
+    static Kept& kept() {
+        static thread_local Kept kept;
+        return kept;
+    }
+    const RcBest& of_;
+    std::vector<RcBest> parts_;
+    std::vector<int32_t> counts_;
+    std::vector<float> thresholds_;
+    Kept& kept_;
 };
 
 constexpr int64_t QUERY_GRAIN = 64;  // a task has at least so many queries, where it has them to itself
@@ -236,44 +234,53 @@ void rc_scan(const RcScan* scan, const RcBest* best) {
     }
     // Too few queries for all threads: these share out the keys.
     const int64_t shares = wanted_threads, size = divided(divided(rows, shares), 64) * 64;
-    std::vector<std::unique_ptr<OwnBest>> own(shares);
+    Shares own(*best, shares);
     run(shares, work, [&](int64_t task) {
-        own[task] = std::make_unique<OwnBest>(*best);
         const int64_t begin = scan->begin + task * size, end = std::min(scan->end, begin + size);
         if (begin >= end) return;
-        for (int32_t head = 0; head < scan->heads; ++head) isa.scan(*scan, own[task]->best, head, 0, n, begin, end);
+        for (int32_t head = 0; head < scan->heads; ++head) isa.scan(*scan, own[task], head, 0, n, begin, end);
     });
-    for (const auto& each : own) each->merge_into(*best);
+    own.merge(isa);
 }
 
-void rc_probe(const RcProbe* probe, const RcBest* best) {
+void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query) {
+    const Isa& isa = best_isa();
+    const auto lists = static_cast<int64_t>(probe->lists->lists.size());
+    const int64_t n = last_query - first_query, each = static_cast<int64_t>(probe->lists->of_slot.size()) / lists + 1;
+    // Each task lays out the centroids anew: few tasks, but so many that threads end together.
+    const int64_t grain = std::max<int64_t>(std::min<int64_t>(128, divided(n, wanted_threads)), 8);
+    run(divided(n, grain), n * (lists + probe->nearest * each * 2) * probe->dim, [&](int64_t task) {
+        const int64_t first = first_query + task * grain;
+        isa.probe_nearest(*probe, *best, first, std::min(last_query, first + grain));
+    });
+}
+
+void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int32_t last_list) {
     const Isa& isa = best_isa();
     int64_t work = 0;
-    for (int32_t l = probe->first_list; l < probe->last_list; ++l)
+    for (int32_t l = first_list; l < last_list; ++l)
         work += (probe->offsets[l + 1] - probe->offsets[l] + 8) * probe->lists->lists[l].size() * probe->dim;
     if (wanted_threads <= 1 || work < SHARED_WORK) {
-        isa.probe(*probe, *best, probe->first_list, probe->last_list);
+        isa.probe(*probe, *best, first_list, last_list);
         return;
     }
-    // More shares than threads, since lists differ in size; each of them has candidates of its own.
-    const int64_t lists = probe->last_list - probe->first_list, shares = wanted_threads, grain = 16;
-    std::vector<std::unique_ptr<OwnBest>> own(shares);
-    std::atomic<int64_t> next{0};
+    // Lists are taken a few at a time, since they differ in size; each thread has candidates of its own.
+    const int64_t shares = wanted_threads, grain = 16;
+    Shares own(*best, shares);
+    std::atomic<int64_t> next{first_list};
     run(shares, work, [&](int64_t task) {
-        own[task] = std::make_unique<OwnBest>(*best);
-        for (int64_t first; (first = next.fetch_add(grain)) < lists;)
-            isa.probe(*probe, own[task]->best, static_cast<int32_t>(probe->first_list + first),
-                      static_cast<int32_t>(probe->first_list + std::min(lists, first + grain)));
+        for (int64_t first; (first = next.fetch_add(grain)) < last_list;)
+            isa.probe(*probe, own[task], static_cast<int32_t>(first),
+                      static_cast<int32_t>(std::min<int64_t>(last_list, first + grain)));
     });
-    for (const auto& each : own) each->merge_into(*best);
+    own.merge(isa);
 }
 
 void rc_finish(const RcBest* best, float* scores, int64_t* slots) {
+    const Isa& isa = best_isa();
     const int64_t grain = 64;
-    run(divided(best->queries, grain), best->queries * best->room * 64, [&](int64_t task) {
-        const int64_t last = std::min(best->queries, (task + 1) * grain);
-        for (int64_t q = task * grain; q < last; ++q)
-            finish_one(*best, q, scores + q * best->top_k, slots + q * best->top_k);
+    run(divided(best->queries, grain), best->queries * best->top_k * 64, [&](int64_t task) {
+        isa.finish(*best, task * grain, std::min(best->queries, (task + 1) * grain), scores, slots);
     });
 }
 
@@ -369,24 +376,26 @@ void rc_lists_of(const RcLists* lists, int32_t* of_slot) {
     for (size_t slot = 0; slot < lists->of_slot.size(); ++slot) of_slot[slot] = lists->of_slot[slot];
 }
 
-void rc_nearest(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
-                int32_t probes, int32_t width, int64_t* nearest) {
-    const int64_t grain = n >= 64 ? 64 : std::max<int64_t>(1, divided(n, wanted_threads));
-    run(divided(n, grain), n * lists * dim, [&](int64_t task) {
-        const int64_t first = task * grain;
-        best_isa().nearest(queries + first * dim, std::min(grain, n - first), centroids, lists, dim, probes, width,
-                           nearest + first * width);
-    });
+}  // extern "C"
+
+template <class Call>
+static void each_choice(const uint32_t* chosen, int64_t n, int32_t lists, const Call& call) {
+    const int64_t words = divided(lists, 32);
+    for (int64_t q = 0; q < n; ++q)
+        for (int64_t w = 0; w < words; ++w)
+            for (uint32_t bits = chosen[q * words + w]; bits; bits &= bits - 1) call(q, w * 32 + __builtin_ctz(bits));
 }
 
-void rc_invert(const int64_t* probes, int64_t n, int32_t width, int32_t lists, int64_t* offsets,
-               int32_t* askers) {
+extern "C" {
+
+void rc_count_askers(const uint32_t* chosen, int64_t n, int32_t lists, int64_t* offsets) {
     std::fill(offsets, offsets + lists + 1, 0);
-    for (int64_t i = 0; i < n * width; ++i)
-        if (probes[i] >= 0) ++offsets[probes[i] + 1];
+    each_choice(chosen, n, lists, [&](int64_t, int64_t list) { ++offsets[list + 1]; });
     for (int32_t l = 0; l < lists; ++l) offsets[l + 1] += offsets[l];
+}
+
+void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* offsets, int32_t* askers) {
     std::vector<int64_t> next(offsets, offsets + lists);
-    for (int64_t i = 0; i < n * width; ++i)
-        if (probes[i] >= 0) askers[next[probes[i]]++] = static_cast<int32_t>(i / width);
+    each_choice(chosen, n, lists, [&](int64_t q, int64_t list) { askers[next[list]++] = static_cast<int32_t>(q); });
 }
 }

@@ -22,6 +22,29 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 static inline uint32_t above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline float sum(Vec a) { return _mm512_reduce_add_ps(a); }
+static inline Vec least(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+static inline Vec most(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline float least(Vec a) { return _mm512_reduce_min_ps(a); }
+static inline float most(Vec a) { return _mm512_reduce_max_ps(a); }
+// The sum of each of W vectors.
+static inline Vec sums(const Vec* v) {
+    Vec t[8], u[4];
+    for (int i = 0; i < 8; ++i)
+        t[i] = add(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    for (int i = 0; i < 4; ++i) {
+        const __m512d a = _mm512_castps_pd(t[2 * i]), b = _mm512_castps_pd(t[2 * i + 1]);
+        u[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    const Vec x = add(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
+    const Vec y = add(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
+    return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+}
+// Those of W elements whose bits are set, without gaps, to `to`, which has room for W; how many they are.
+static inline int pick(uint32_t bits, const int32_t* from, int32_t* to) {
+    const __m512i all = _mm512_loadu_si512(from);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), all));
+    return __builtin_popcount(bits);
+}
 static inline Vec load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -48,6 +71,13 @@ static inline float sum(Vec a) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+static inline Vec least(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+static inline Vec most(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+static inline Vec sums(const Vec* v) {
+    const Vec x = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const Vec y = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return add(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+}
 static inline Vec load_half(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -72,6 +102,9 @@ static inline uint32_t above(Vec a, Vec b) {
     return mask;
 }
 static inline float sum(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+static inline Vec least(Vec a, Vec b) { return a < b ? a : b; }
+static inline Vec most(Vec a, Vec b) { return a > b ? a : b; }
+static inline Vec sums(const Vec* v) { return Vec{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 
 #endif
 
@@ -93,6 +126,29 @@ static inline Vec load_brain(const uint16_t* p) {
     return Vec{widen_brain(p[0]), widen_brain(p[1]), widen_brain(p[2]), widen_brain(p[3])};
 }
 #endif
+
+#if !defined(__AVX512F__)
+static inline float least(Vec a) {
+    float lanes[W];
+    store(lanes, a);
+    for (int i = 1; i < W; ++i) lanes[0] = lanes[i] < lanes[0] ? lanes[i] : lanes[0];
+    return lanes[0];
+}
+static inline float most(Vec a) {
+    float lanes[W];
+    store(lanes, a);
+    for (int i = 1; i < W; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+    return lanes[0];
+}
+static inline int pick(uint32_t bits, const int32_t* from, int32_t* to) {
+    int count = 0;
+    for (; bits; bits &= bits - 1) to[count++] = from[__builtin_ctz(bits)];
+    return count;
+}
+#endif
+static inline int pick(uint32_t bits, const float* from, float* to) {
+    return pick(bits, reinterpret_cast<const int32_t*>(from), reinterpret_cast<int32_t*>(to));
+}
 
 // Rows of a dtype.
 struct Float32 {

@@ -289,7 +289,7 @@ class InvertedFile:
     def _work_of_query(self, nearest: int) -> float:
         """What a query takes by itself."""
         lists, dim = self.centroids.shape
-        return dim * (lists * CENTROID + nearest * self._typical * ALONE)
+        return float(dim * (lists * CENTROID + nearest * self._typical * ALONE))
 
     def _work_of_lists(self, offsets: Int64, dim: int) -> NDArray[np.float64]:
         askers, sizes = np.diff(offsets), self._lists.sizes()

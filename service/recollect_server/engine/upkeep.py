@@ -202,7 +202,8 @@ class Index:
         drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
         if outgrown or drifted:
             return self._train if seen_enough else None
-        cost = len(samples) * entries * self._spec.key_dim + file.search_work(len(samples), entries)
+        cost = len(samples) * entries * self._spec.key_dim
+        cost += file.search_work(len(samples), entries) - file.search_work(0, entries)  # not one by itself
         if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched:
             return self._compare
         return None

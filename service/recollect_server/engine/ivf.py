@@ -19,20 +19,26 @@ from recollect_server.engine import kernels
 from recollect_server.engine.kernel_lists import Lists, Probing
 from recollect_server.engine.ranges import Ranges, common
 
-CALL = 8_000_000
-"""Multiply-adds that a search takes as long as, apart from what follows (measured, as the others)."""
+CALL = 14_000_000
+"""Multiply-adds that a search takes as long as, beside what follows (fitted to times, as the others)."""
 
-SELECT = 140
-"""Of comparing a query with one centroid, beyond the product."""
+CENTROID = 2.5
+"""Of an element of a centroid and a query: its products, and finding those that are large."""
 
-PAIR = 12_000
-"""Of looking with one query into one list, beyond the products."""
+PAIR = 440
+"""Of looking with one query into one list, beyond what is in it."""
 
-ROW = 30
-"""To gather a key and lay it out takes as long as to multiply it with so many queries (measured)."""
+ROW = 18
+"""Of an element of a key: to gather it and to lay it out for the queries that share it."""
 
-ALONE = 4
-"""To multiply a key with one query takes as long as so many products where queries share it (measured)."""
+PRODUCT, SELECT = 0.7, 53
+"""Of an element of a key and a query that shares it; and of the two, beyond their elements."""
+
+ALONE = 17
+"""Of an element of a key of the lists that a query asks by itself."""
+
+FEW = 3
+"""So many queries are multiplied with keys as they lie; for more, keys are laid out anew."""
 
 NEAREST = 8
 """Times top_k: so many entries of the nearest lists show how good a candidate has to be."""
@@ -175,17 +181,11 @@ class InvertedFile:
     def search_work(self, queries: int, entries: int) -> int:
         """What a search takes, in multiply-adds."""
         lists, dim = self.centroids.shape
-        probed = min(1.0, self.probes / lists)
-        touched = entries * (1 - (1 - probed) ** queries)
-        asked = queries * self.probes
-        return int(
-            CALL
-            + work.searched(queries, lists, dim + SELECT)
-            + asked * PAIR
-            + touched * ROW * dim
-            + asked * self._typical * dim
-            + work.searched(queries, len(self.pending), dim) * bool(self.pending)
-        )
+        touched = entries * (1 - (1 - min(1.0, self.probes / lists)) ** queries)
+        each = self._work_of_query(min(self.probes, self._nearest(self._asked)))
+        each += self.probes * (PAIR + self._typical * (PRODUCT * dim + SELECT))
+        pending = work.searched(queries, len(self.pending), dim) * bool(self.pending)
+        return int(CALL + queries * each + touched * ROW * dim + pending)
 
     def search(
         self, queries: Float32, keys: Raw, dtype: Dtype, *, live: Sequence[slice], top_k: int
@@ -206,9 +206,8 @@ class InvertedFile:
         left = yield 0
         best = kernels.Best(count, top_k)
         probing = self._probing(best, queries, keys, dtype, live, reach=self._reach_of(top_k))
-        nearest = self._nearest(top_k)
-        alone = len(self.centroids) * (dim + SELECT) + nearest * (PAIR + ALONE * self._typical * dim)
-        left = yield from _in_turns(np.arange(1, count + 1) * alone, left, probing.ask_nearest)
+        each = self._work_of_query(self._nearest(top_k))
+        left = yield from _in_turns(np.arange(1, count + 1) * each, left, probing.ask_nearest)
         if probing.order():
             yield from _in_turns(self._work_of_lists(probing.offsets, dim), left, probing.ask)
         # Last, when there is something to compare them with.
@@ -287,11 +286,15 @@ class InvertedFile:
         """How many lists a query considers by itself."""
         return min(len(self.centroids), max(2, round(NEAREST * top_k / max(1.0, self._typical))))
 
+    def _work_of_query(self, nearest: int) -> float:
+        """What a query takes by itself."""
+        lists, dim = self.centroids.shape
+        return float(dim * (lists * CENTROID + nearest * self._typical * ALONE))
+
     def _work_of_lists(self, offsets: Int64, dim: int) -> NDArray[np.float64]:
         askers, sizes = np.diff(offsets), self._lists.sizes()
-        cumulative: NDArray[np.float64] = np.cumsum(
-            askers * float(PAIR) + (askers + ROW) * (askers > 0) * sizes * float(dim)
-        )
+        of_rows = sizes * (askers * (PRODUCT * dim + SELECT) + (askers > 0) * float(ROW * dim))
+        cumulative: NDArray[np.float64] = np.cumsum(askers * float(PAIR) + of_rows)
         return cumulative
 
 
@@ -307,6 +310,12 @@ def _in_turns(
         left = yield int(cumulative[part.stop - 1] - done)
         first, done = part.stop, float(cumulative[part.stop - 1])
     return left
+
+
+def exact_work(queries: int, entries: int, dim: int) -> int:
+    """What exact search takes, in the same measure as `InvertedFile.search_work` and as carefully."""
+    each_key = (8.3 + 5.2 * (queries > FEW) + 0.75 * queries) * dim + 6.8 * queries
+    return int(6_000_000 + 400_000 * queries + each_key * entries)
 
 
 def scan_exactly(

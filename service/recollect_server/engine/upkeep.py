@@ -13,7 +13,7 @@ from recollect_server.domain.ports import IndexState
 from recollect_server.domain.spec import IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
-from recollect_server.engine.ivf import InvertedFile, scan_exactly
+from recollect_server.engine.ivf import InvertedFile, exact_work, scan_exactly
 from recollect_server.engine.kmeans import centroids_of
 
 ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
@@ -39,6 +39,9 @@ SAMPLES, SAMPLES_MIN = 64, 16
 
 JUDGED_ANEW = 4
 """How often to compare again, at most, because entries have moved meanwhile."""
+
+ASKED = (1, 4, 16, 64, 512)
+"""Numbers of queries: lists are kept where they are faster for one of them."""
 
 COMPARED = 0.03
 """Of the work of searches, so much may go into comparing."""
@@ -122,7 +125,7 @@ class Index:
             return None
         if entries < ENTRIES_MIN[self._spec.index]:  # evicted since: nothing compares so few any more
             return None
-        exact = work.searched(queries, entries, self._spec.key_dim)
+        exact = exact_work(queries, entries, self._spec.key_dim)
         if self._spec.index is IndexChoice.AUTO and file.search_work(queries, entries) >= exact:
             return None
         return file
@@ -199,7 +202,8 @@ class Index:
         drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
         if outgrown or drifted:
             return self._train if seen_enough else None
-        cost = len(samples) * entries * self._spec.key_dim + file.search_work(len(samples), entries)
+        cost = len(samples) * entries * self._spec.key_dim
+        cost += file.search_work(len(samples), entries) - file.search_work(0, entries)  # not one by itself
         if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched:
             return self._compare
         return None
@@ -245,9 +249,8 @@ class Index:
     def _is_useful(self, file: InvertedFile, entries: int) -> bool:
         if self._spec.index is IndexChoice.IVF:
             return 2 * file.probes <= len(file.centroids)
-        exact = [work.searched(queries, entries, self._spec.key_dim) for queries in (1, 16, 512)]
-        ours = [file.search_work(queries, entries) for queries in (1, 16, 512)]
-        return any(mine < theirs for mine, theirs in zip(ours, exact, strict=True))
+        dim = self._spec.key_dim
+        return any(file.search_work(asked, entries) < exact_work(asked, entries, dim) for asked in ASKED)
 
     def _compare(self, head: int) -> Generator[int, None, None]:
         file = self._files[head]

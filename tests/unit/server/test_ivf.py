@@ -12,7 +12,7 @@ from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import run_through
-from recollect_server.engine import kernels, upkeep
+from recollect_server.engine import ivf, kernels, upkeep
 from recollect_server.engine.kernel_store import KernelStore
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
 
@@ -258,8 +258,9 @@ def test_attend_uses_what_search_finds() -> None:
 
 
 def test_auto_searches_exactly_what_is_faster_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a small bank lists are searched though that takes longer."""
+    """Lists are searched though that takes longer."""
     monkeypatch.setitem(upkeep.ENTRIES_MIN, IndexChoice.AUTO, 1024)
+    monkeypatch.setattr(ivf, "CALL", 10**9)
     made, bank = Mixture(), IndexedBank(2000, index=IndexChoice.AUTO)
     bank.add(bank.draw(made, 2000))
     bank.read(made, 10)
@@ -267,6 +268,22 @@ def test_auto_searches_exactly_what_is_faster_so(monkeypatch: pytest.MonkeyPatch
     assert "faster" in bank.bank.index_state.reason
     assert bank.check(bank.draw(made, 100)) == 1.0
     assert not bank.bank.wants_upkeep
+
+
+@pytest.mark.parametrize("queries", [1, 64, 512])
+def test_each_number_of_queries_has_its_own_choice(monkeypatch: pytest.MonkeyPatch, queries: int) -> None:
+    """Lists that are worth it for few queries only are given up for all, or asked by all."""
+    monkeypatch.setitem(upkeep.ENTRIES_MIN, IndexChoice.AUTO, 1024)
+    monkeypatch.setattr(ivf, "CALL", 0)
+    monkeypatch.setattr(ivf, "PAIR", 2 * 10**5)
+    made, bank = Mixture(), IndexedBank(8000, index=IndexChoice.AUTO)
+    bank.add(bank.draw(made, 8000))
+    bank.read(made, 10)
+    assert bank.answers == "ivf"
+    index = bank.store._index
+    assert index is not None
+    assert (index.file_for(0, queries, 8000) is None) == (queries > 1)
+    assert bank.check(bank.draw(made, queries)) >= (1.0 if queries > 1 else 0.5)
 
 
 def test_memory_of_an_entry() -> None:

@@ -14,6 +14,7 @@ namespace RC_ISA {
 
 constexpr int NR = 2 * W;               // keys of a panel: two vectors of products for each query
 constexpr int64_t BLOCK_FLOATS = 65536;  // of packed keys: they stay in the second-level cache
+constexpr int64_t AHEAD = 4096;          // bytes
 constexpr int SCALAR_QUERIES = 3;       // so few are multiplied with keys as they lie, without packing
 
 // ---- which rows are multiplied: neighbours in the buffer, or those of a list ----
@@ -27,7 +28,12 @@ struct Range {
     int64_t size() const { return count; }
     int32_t slot(int64_t i) const { return static_cast<int32_t>(begin + i); }
     const Element* row(int64_t i) const { return keys + (begin + i) * dim; }
-    void prefetch(int64_t) const {}  // the processor sees it coming
+    // The processor sees it coming, but not beyond a page, and only so far ahead.
+    void prefetch(int64_t i) const {
+        const char* at = reinterpret_cast<const char*>(row(i)) + AHEAD;
+        if (i < count)
+            for (int64_t b = 0; b < static_cast<int64_t>(dim * sizeof(Element)); b += 64) __builtin_prefetch(at + b);
+    }
 };
 
 template <class Type>

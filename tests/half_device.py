@@ -8,6 +8,7 @@ from recollect_server.domain.arrays import DenseArray
 from recollect_server.domain.ports import Attention, Device, Hits, IndexState, Store
 from recollect_server.domain.spec import IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
+from recollect_server.engine.row_by_row import RowByRow
 
 STATE = IndexState(index="ivf", lists=64, probes=8, recall=0.5, sampled=1_000, reason="")
 FALLEN_BACK = IndexState(reason="the keys lie too evenly for lists")
@@ -31,7 +32,7 @@ class HalfDevice:
         return HalfStore(self._real.store(spec), spec.index)
 
 
-class HalfStore:
+class HalfStore(RowByRow):
     """All that a store is, by another one; with `AUTO` it says that it fell back."""
 
     def __init__(self, real: Store, index: IndexChoice) -> None:

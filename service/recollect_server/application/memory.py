@@ -27,7 +27,7 @@ from recollect_server.application.pairs import fetch_pairs
 from recollect_server.application.room import require_room
 from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Raw, from_float32
-from recollect_server.domain.bank import Bank
+from recollect_server.domain.bank import Bank, attend_rows
 from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
 from recollect_server.domain.eviction import Everything
 from recollect_server.domain.limits import Limits
@@ -187,15 +187,17 @@ class Memory:
         output = np.zeros((rows, heads, tokens, spec.value_dim), dtype=np.float32)
         lse = np.full((rows, heads, tokens), -np.inf, dtype=np.float32)
         ids = np.full((rows, heads, tokens, command.top_k), -1, dtype=np.int64) if command.with_ids else None
-        for row, bank in enumerate(banks):
-            if bank is None:
-                continue
-            attention = yield from bank.attend(
-                command.queries.row(row), command.top_k, scale=command.scale, exact=command.exact
+        there = [row for row, bank in enumerate(banks) if bank is not None]
+        if there:
+            held = [bank for bank in banks if bank is not None]
+            asked = DenseArray(command.queries.raw[there], command.queries.dtype)
+            attention = yield from attend_rows(
+                held, asked, command.top_k, scale=command.scale, exact=command.exact
             )
-            output[row], lse[row] = attention.output, attention.lse
+            output[there], lse[there] = attention.output, attention.lse
             if ids is not None:
-                ids[row] = bank.ids(attention.slots)
+                for row, bank, slots in zip(there, held, attention.slots, strict=True):
+                    ids[row] = bank.ids(slots)
         return Attended(
             output=from_float32(output, command.queries.dtype),
             lse=lse,

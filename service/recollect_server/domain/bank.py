@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
@@ -171,3 +173,11 @@ class Bank:
         if now != self._index_bytes:
             self._usage.change(allocated_bytes=now - self._index_bytes)
             self._index_bytes = now
+
+
+def attend_rows(
+    banks: Sequence[Bank], queries: DenseArray, top_k: int, *, scale: float, exact: bool = False
+) -> Steps[Attention]:
+    """As `Bank.attend` of one or more banks of a namespace, each with a row of queries [B, Hq, T, Dk]."""
+    rows = [(bank._store, bank.ring.segments()) for bank in banks]
+    return banks[0]._store.attend_rows(rows, queries, top_k, scale=scale, exact=exact)

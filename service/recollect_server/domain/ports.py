@@ -125,6 +125,21 @@ class Store(Protocol):
         """softmax(scale * q.k) v over the top_k live entries; `exact` as in `search`."""
         ...
 
+    def attend_rows(
+        self,
+        rows: Sequence[tuple[Store, Sequence[slice]]],
+        queries: DenseArray,
+        top_k: int,
+        *,
+        scale: float,
+        exact: bool = False,
+    ) -> Steps[Attention]:
+        """As `attend` of each row, a store of the same namespace (one of them this) and its live slots.
+
+        Queries are [B, Hq, T, Dk], and so the answer has an axis of rows first.
+        """
+        ...
+
     def attend_backward(
         self,
         queries: DenseArray,

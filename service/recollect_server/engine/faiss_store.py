@@ -15,6 +15,7 @@ from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_cpu, faiss_cpu
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.no_upkeep import NoUpkeep
+from recollect_server.engine.row_by_row import RowByRow
 from recollect_server.engine.tiles import in_parts
 
 NARROW_ROWS_MAX = 2**31
@@ -27,7 +28,7 @@ GATHERED_BYTES_MAX = 1024 * 1024
 """Retrieved pairs are gathered in blocks of so many bytes: in the cache, work on them is twice as fast."""
 
 
-class FaissStore(NoUpkeep, CpuBuffers):
+class FaissStore(NoUpkeep, RowByRow, CpuBuffers):
     """Implements the `Store` port, always by exact search.
 
     Args:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, to_float32
-from recollect_server.domain.ports import Attention, Hits, IndexState
+from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.ivf import scan_exactly
+from recollect_server.engine.kernel_rows import Row, attend_together, joined
 from recollect_server.engine.tiles import in_parts
 from recollect_server.engine.upkeep import Index
 
@@ -23,6 +25,9 @@ QUERIES_MAX = 1024
 
 HEADS_TOGETHER_MAX = 512
 """Queries of all heads that are searched in one step, if they are no more."""
+
+TOGETHER_MAX = 64
+"""Queries of all heads, up to which several banks are read together; more give threads enough to do."""
 
 ROWS_MIN = 256
 """The fewest keys of a step: with fewer, a call of the kernels would be mostly overhead."""
@@ -138,6 +143,54 @@ class KernelStore(CpuBuffers):
         return Attention(
             output=output.reshape(*shape, -1), lse=lse.reshape(shape), slots=slots.reshape(*shape, top_k)
         )
+
+    def attend_rows(
+        self,
+        rows: Sequence[tuple[Store, Sequence[slice]]],
+        queries: DenseArray,
+        top_k: int,
+        *,
+        scale: float,
+        exact: bool = False,
+    ) -> Steps[Attention]:
+        """See `Store.attend_rows`. Small banks are read together, as many as a step may take."""
+        left = yield 0
+        parts: list[Attention] = []
+        first = 0
+        while first < len(rows):
+            some, took = self._small_rows(rows[first:], math.prod(queries.shape[1:3]), left, exact=exact)
+            if some:
+                asked = DenseArray(queries.raw[first : first + len(some)], queries.dtype)
+                parts.append(attend_together(some, asked, top_k, scale=scale))
+                left = yield took
+            else:
+                store, live = rows[first]
+                asked = queries.row(first)
+                alone = yield from store.attend(asked, live, top_k, scale=scale, exact=exact)
+                parts.append(Attention(alone.output[None], alone.lse[None], alone.slots[None]))
+                left = yield 0
+            first += max(1, len(some))
+        return joined(parts)
+
+    def _small_rows(
+        self, rows: Sequence[tuple[Store, Sequence[slice]]], queries: int, left: int, *, exact: bool
+    ) -> tuple[list[Row], int]:
+        """Those that come first and are small, at most what `left` is enough for; and what they take."""
+        some: list[Row] = []
+        took = 0
+        for store, live in rows:
+            entries = sum(part.stop - part.start for part in live)
+            if not isinstance(store, KernelStore) or queries > TOGETHER_MAX:
+                break
+            index = store._index
+            if not (exact or index is None or index.is_too_small(entries)):
+                break
+            each = work.searched(queries // self._spec.heads, entries, self._spec.key_dim)
+            took += self._spec.heads * each + work.BANK
+            if some and took > left:
+                return some, took - self._spec.heads * each - work.BANK
+            some.append(Row(store._keys, store._values, live, self._spec.dtype))
+        return some, took
 
     def attend_backward(
         self,

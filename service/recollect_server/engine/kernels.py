@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -75,7 +76,9 @@ def library() -> ctypes.CDLL:
     for name, arguments in {
         "rc_scan": 2 * pointers,
         "rc_finish": 3 * pointers,
+        "rc_scan_rows": (*pointers, *counts, *pointers),
         "rc_attend": pointers,
+        "rc_attend_rows": (*pointers, *counts),
         "rc_attend_backward": pointers,
         "rc_gather": (*2 * pointers, *2 * counts, *pointers),
         "rc_accumulate": (*2 * pointers, c_int64, c_int32, *2 * pointers),
@@ -172,8 +175,41 @@ def scan(
         rows: Which slots, of all heads.
         bias: [slots], added to each product.
     """
+    bound = _scan_of(queries, keys, query_dtype=query_dtype, key_dtype=key_dtype, rows=rows, bias=bias)
+    library().rc_scan(ctypes.byref(bound), best.reference)
+
+
+def scan_rows(
+    best: Best,
+    queries: Raw,
+    keys: Sequence[Raw],
+    *,
+    query_dtype: Dtype,
+    key_dtype: Dtype,
+    rows: Sequence[slice],
+) -> None:
+    """As `scan`, for several banks at once.
+
+    Args:
+        best: Of banks x heads x n queries.
+        queries: [banks, heads, n, D], contiguous.
+        keys: [heads, slots, D] of each bank.
+        query_dtype: What the bits of queries mean.
+        key_dtype: What the bits of keys mean.
+        rows: Of each bank, which slots; perhaps none.
+    """
+    bounds = [
+        _scan_of(asked, held, query_dtype=query_dtype, key_dtype=key_dtype, rows=part, bias=None)
+        for asked, held, part in zip(queries, keys, rows, strict=True)
+    ]
+    library().rc_scan_rows((_Scan * len(bounds))(*bounds), len(bounds), best.reference)
+
+
+def _scan_of(
+    queries: Raw, keys: Raw, *, query_dtype: Dtype, key_dtype: Dtype, rows: slice, bias: Float32 | None
+) -> _Scan:
     heads, _, dim = queries.shape
-    bound = _Scan(
+    return _Scan(
         address(queries),
         address(keys),
         None if bias is None else address(bias),
@@ -186,7 +222,6 @@ def scan(
         DTYPES[query_dtype],
         DTYPES[key_dtype],
     )
-    library().rc_scan(ctypes.byref(bound), best.reference)
 
 
 def attend(
@@ -203,8 +238,43 @@ def attend(
         output: [heads, n, Dv], to be filled: 0 where there is no entry.
         lse: [heads, n], to be filled: -inf where there is no entry.
     """
+    bound = _attend_of(scores, slots, values, dtype=dtype, scale=scale, output=output, lse=lse)
+    library().rc_attend(ctypes.byref(bound))
+
+
+def attend_rows(
+    scores: Float32,
+    slots: Int64,
+    values: Sequence[Raw],
+    *,
+    dtype: Dtype,
+    scale: float,
+    output: Float32,
+    lse: Float32,
+) -> None:
+    """As `attend`, for several banks at once: arrays have an axis of banks before that of heads.
+
+    Args:
+        scores: [banks, heads, n, K], contiguous.
+        slots: [banks, heads, n, K], contiguous; -1 for none.
+        values: [heads, slots, Dv] of each bank.
+        dtype: What the bits of values mean.
+        scale: Of the scores.
+        output: [banks, heads, n, Dv], to be filled.
+        lse: [banks, heads, n], to be filled.
+    """
+    bounds = [
+        _attend_of(*row[:3], dtype=dtype, scale=scale, output=row[3], lse=row[4])
+        for row in zip(scores, slots, values, output, lse, strict=True)
+    ]
+    library().rc_attend_rows((_Attend * len(bounds))(*bounds), len(bounds))
+
+
+def _attend_of(
+    scores: Float32, slots: Int64, values: Raw, *, dtype: Dtype, scale: float, output: Float32, lse: Float32
+) -> _Attend:
     heads, queries, top_k = scores.shape
-    bound = _Attend(
+    return _Attend(
         address(scores),
         address(slots),
         address(values),
@@ -221,7 +291,6 @@ def attend(
         DTYPES[dtype],
         scale,
     )
-    library().rc_attend(ctypes.byref(bound))
 
 
 def attend_backward(

@@ -20,6 +20,7 @@ from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_torch, torch_scan
 from recollect_server.engine.no_upkeep import NoUpkeep
+from recollect_server.engine.row_by_row import RowByRow
 from recollect_server.engine.tiles import in_parts, tokens_of_part
 from recollect_server.engine.torch_choice import AUTO, Choice
 from recollect_server.engine.torch_index import BankIndex, IndexRule
@@ -75,7 +76,7 @@ class TorchDevice:
         return TorchStore(spec, self._device, self._choice, index=rule)
 
 
-class TorchStore(NoUpkeep):
+class TorchStore(NoUpkeep, RowByRow):
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
     __slots__ = ("_choice", "_device", "_index", "_keys", "_spec", "_values")

@@ -130,10 +130,14 @@ class Index:
             return None
         return file
 
+    def is_too_small(self, entries: int) -> bool:
+        """Whether there are so few entries that they are searched exactly, and nothing is learnt from it."""
+        self._too_few = entries < ENTRIES_MIN[self._spec.index]
+        return self._too_few
+
     def searched(self, head: int, queries: Float32, top_k: int, *, entries: int, cost: int) -> None:
         """Notes a search, and keeps a few of its queries [N, D] for comparing."""
-        self._too_few = entries < ENTRIES_MIN[self._spec.index]
-        if self._too_few or self._spec.recall >= 1:
+        if self.is_too_small(entries) or self._spec.recall >= 1:
             return
         self._searched += cost
         self._fresh[head] += 1

@@ -286,6 +286,33 @@ def test_attend_backward(
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_several_banks_at_once(isa: str, threads: int, dtype: Dtype, count: int) -> None:
+    """What is found for one bank is another one's, or its values are."""
+    rng = np.random.default_rng(8)
+    sizes, heads, dim, top_k = (300, 1, 77, 500), 3, 40, 12
+    parts = [slice(10, 300), slice(0, 0), slice(0, 77), slice(3, 500)]
+    q = normal(rng, len(sizes), heads, count, dim, dtype=dtype)
+    keys = [normal(rng, heads, size, dim, dtype=dtype) for size in sizes]
+    values = [normal(rng, heads, size, 24, dtype=dtype) for size in sizes]
+    best = kernels.Best(len(sizes) * heads * count, top_k)
+    held = [array.raw for array in keys]
+    kernels.scan_rows(best, q.raw, held, query_dtype=dtype, key_dtype=dtype, rows=parts)
+    scores, slots = (found.reshape(len(sizes), heads, count, top_k) for found in best.ordered())
+    for row, part in enumerate(parts):
+        check((scores[row], slots[row]), q.row(row), keys[row], parts=[part])
+    output, lse = np.empty((*scores.shape[:3], 24), np.float32), np.empty(scores.shape[:3], np.float32)
+    of_rows = [array.raw for array in values]
+    kernels.attend_rows(scores, slots, of_rows, dtype=dtype, scale=0.3, output=output, lse=lse)
+    for row, array in enumerate(values):
+        there = slots[row] >= 0
+        p, wanted_lse = softmax(np.float64(np.float32(0.3)) * scores[row].astype(np.float64), there)
+        chosen = in_64(array)[np.arange(heads)[:, None, None], np.where(there, slots[row], 0)]
+        np.testing.assert_allclose(output[row], np.einsum("htk,htkd->htd", p, chosen), atol=2e-5)
+        np.testing.assert_allclose(lse[row], wanted_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
 def test_gather(threads: int, dtype: Dtype) -> None:
     """A hit brings another entry's key, or one that is not there brings anything at all."""
     rng = np.random.default_rng(7)

@@ -41,10 +41,12 @@ def device(request: pytest.FixtureRequest) -> Device:
     return DEVICES[str(request.param)]()
 
 
-def filled(device: Device, entries: int, *, dtype: Dtype = Dtype.FLOAT32) -> tuple[Store, DenseArray]:
+def filled(
+    device: Device, entries: int, *, dtype: Dtype = Dtype.FLOAT32, seed: int = 0
+) -> tuple[Store, DenseArray]:
     """A store whose slot i holds key and value i; and those [Hkv, entries, D]."""
     spec = NamespaceSpec((0,), HEADS, DIM, DIM, capacity=entries, dtype=dtype)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     data = from_float32(rng.standard_normal((HEADS, entries, DIM)).astype(np.float32), dtype)
     store = device.store(spec)
     store.grow(entries, [])
@@ -120,6 +122,50 @@ def test_freed_buffers_are_zeroed(device: Device, how: str) -> None:
         store.clear()
     for buffer in old:
         assert not np.asarray(buffer).any()
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("budget", [1, 60_000, UNBOUNDED])
+def test_rows_are_attended_each_in_its_bank(device: Device, dtype: Dtype, tokens: int, budget: int) -> None:
+    """A row of a call is answered from another row's bank, or from entries that are not live."""
+    rng = np.random.default_rng(3)
+    lives = [[slice(0, 50)], [slice(30, 40), slice(0, 7)], [], [slice(8, 9)], [slice(0, 50)], [slice(2, 40)]]
+    stores = [filled(device, 50, dtype=dtype, seed=row) for row in range(len(lives))]
+    stores[4] = stores[0]  # a bank may be asked twice
+    q = from_float32(rng.standard_normal((len(lives), 2 * HEADS, tokens, DIM)).astype(np.float32), dtype)
+    rows = [(store, live) for (store, _), live in zip(stores, lives, strict=True)]
+    steps = stores[0][0].attend_rows(rows, q, 6, scale=0.7)
+    out = in_steps_of(budget, steps)
+    for row, ((_, data), live) in enumerate(zip(stores, lives, strict=True)):
+        slots = np.array([slot for part in live for slot in range(part.start, part.stop)], dtype=np.int64)
+        if not slots.size:
+            assert not out.output[row].any()
+            assert np.isneginf(out.lse[row]).all()
+            assert (out.slots[row] == -1).all()
+            continue
+        held = np.repeat(data.float32().astype(np.float64)[:, slots], 2, axis=0)  # [Hq, n, D]
+        products = (
+            np.float64(np.float32(0.7)) * q.row(row).float32().astype(np.float64) @ held.transpose(0, 2, 1)
+        )
+        best = np.argsort(-products, axis=-1)[..., :6]
+        weights = np.exp(np.take_along_axis(products, best, axis=-1))
+        chosen = held[np.arange(2 * HEADS)[:, None, None], best]
+        wanted = np.einsum("htk,htkd->htd", weights / weights.sum(axis=-1, keepdims=True), chosen)
+        np.testing.assert_array_equal(out.slots[row][..., : best.shape[-1]], slots[best])
+        np.testing.assert_allclose(out.output[row], wanted, atol=1e-4)
+        np.testing.assert_allclose(out.lse[row], np.log(weights.sum(axis=-1)), atol=1e-4)
+
+
+def in_steps_of(budget: int, steps: Steps[Result]) -> Result:
+    """Each step may take so much."""
+    try:
+        next(steps)
+        while True:
+            steps.send(budget)
+    except StopIteration as finished:
+        result: Result = finished.value
+        return result
 
 
 def test_absent_pairs_are_zero(device: Device) -> None:

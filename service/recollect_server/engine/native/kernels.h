@@ -35,6 +35,8 @@ struct RcScan {
 };
 
 void rc_scan(const RcScan* scan, const RcBest* best);
+// Several of as many queries each, of banks of their own: the queries of one follow those of another in `best`.
+void rc_scan_rows(const RcScan* scans, int64_t count, const RcBest* best);
 
 // Orders what was found: scores [N, top_k] descending (-inf where there are fewer), slots [N, top_k] (-1 there).
 // Of equal scores the lower slot comes first.
@@ -55,6 +57,7 @@ struct RcAttend {
 };
 
 void rc_attend(const RcAttend* attend);
+void rc_attend_rows(const RcAttend* attends, int64_t count);
 
 // ds_i = p_i (go.v_i - go.o + glse); dq = scale sum_i ds_i k_i, over slots [heads, n, top_k].
 struct RcBackward {

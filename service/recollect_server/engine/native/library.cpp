@@ -243,6 +243,21 @@ void rc_scan(const RcScan* scan, const RcBest* best) {
     own.merge(isa);
 }
 
+void rc_scan_rows(const RcScan* scans, int64_t count, const RcBest* best) {
+    const Isa& isa = best_isa();
+    const int64_t each = best->queries / std::max<int64_t>(1, count), heads = scans->heads;
+    int64_t work = 0;
+    for (int64_t i = 0; i < count; ++i) work += each * (scans[i].end - scans[i].begin) * scans[i].dim;
+    run(count * heads, work, [&](int64_t task) {
+        const RcScan& scan = scans[task / heads];
+        const int64_t at = task / heads * each;
+        const RcBest own{best->scores + at * best->room, best->slots + at * best->room, best->counts + at,
+                         best->thresholds + at, each, best->room, best->top_k};
+        if (scan.begin < scan.end)
+            isa.scan(scan, own, static_cast<int32_t>(task % heads), 0, each / heads, scan.begin, scan.end);
+    });
+}
+
 void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query) {
     const Isa& isa = best_isa();
     const auto lists = static_cast<int64_t>(probe->lists->lists.size());
@@ -290,6 +305,14 @@ void rc_attend(const RcAttend* attend) {
     run(attend->heads * parts, attend->heads * attend->queries * attend->top_k * attend->dim * 8, [&](int64_t task) {
         const int64_t first = task % parts * grain;
         isa.attend(*attend, static_cast<int32_t>(task / parts), first, std::min(attend->queries, first + grain));
+    });
+}
+
+void rc_attend_rows(const RcAttend* attends, int64_t count) {
+    const Isa& isa = best_isa();
+    const int64_t heads = attends->heads, each = heads * attends->queries * attends->top_k * attends->dim * 8;
+    run(count, count * each, [&](int64_t task) {
+        for (int32_t head = 0; head < heads; ++head) isa.attend(attends[task], head, 0, attends[task].queries);
     });
 }
 

@@ -48,7 +48,7 @@ class IndexState:
     Attributes:
         index: "exact" or "ivf".
         lists: Of the inverted file; 0 if there is none.
-        probes: Lists that a query looks into; 0 if there is none.
+        probes: Lists that a query looks into, on average; 0 if there is none.
         recall: Of queries sampled lately, against exact search; None before any.
         sampled: Queries compared since the bank was made.
         found: The sum of their recalls.

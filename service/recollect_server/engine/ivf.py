@@ -40,8 +40,8 @@ ALONE = 17
 FEW = 3
 """So many queries are multiplied with keys as they lie; for more, keys are laid out anew."""
 
-NEAREST = 8
-"""Times top_k: so many entries of the nearest lists show how good a candidate has to be."""
+NEAREST, NEAREST_MORE = 8, 256
+"""Times top_k, or twice that and so many more: so many entries show how good a candidate has to be."""
 
 BINS, FARTHEST = 512, 4.0
 """How finely reaches are told apart, up to the largest that is."""
@@ -284,7 +284,8 @@ class InvertedFile:
 
     def _nearest(self, top_k: int) -> int:
         """How many lists a query considers by itself."""
-        return min(len(self.centroids), max(2, round(NEAREST * top_k / max(1.0, self._typical))))
+        entries = min(NEAREST * top_k, 2 * top_k + NEAREST_MORE)
+        return min(len(self.centroids), max(2, round(entries / max(1.0, self._typical))))
 
     def _work_of_query(self, nearest: int) -> float:
         """What a query takes by itself."""

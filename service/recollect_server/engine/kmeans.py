@@ -32,10 +32,12 @@ def centroids_of(sample: Float32, lists: int, *, rows: int) -> Generator[int, No
         Centroids [L, D], and the root mean square distances [L] of keys to theirs.
     """
     centroids = sample[:lists].copy()
+    means = centroids.astype(np.float64)
+    counts, squares = np.zeros(lists, dtype=np.int64), np.zeros(lists, dtype=np.float64)
     for _ in range(ROUNDS):
         half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
-        sums, counts = np.zeros(centroids.shape, dtype=np.float64), np.zeros(len(centroids), dtype=np.int64)
-        squares = np.zeros(len(centroids), dtype=np.float64)
+        sums = np.zeros(centroids.shape, dtype=np.float64)
+        counts[:], squares[:] = 0, 0
         for first in range(0, len(sample), rows):
             part = sample[first : first + rows]
             best = kernels.Best(len(part), 1)
@@ -56,9 +58,9 @@ def centroids_of(sample: Float32, lists: int, *, rows: int) -> Generator[int, No
         sums[empty], counts[empty] = sample[-1 - empty % len(sample)], 1
         means = sums / counts[:, None]
         centroids = means.astype(np.float32)
-    variances = squares / counts - np.einsum("ld,ld->l", means, means)
+    variances = np.maximum(squares / counts - np.einsum("ld,ld->l", means, means), 0)
     # A few keys say little of how far others will be: the others' distances count as some more.
     typical = (counts * variances).sum() / counts.sum()
     variances = (counts * variances + TYPICAL * typical) / (counts + TYPICAL)
-    least = SMALL * np.einsum("ld,ld->", means, means) / lists + SMALL
+    least = SMALL * np.einsum("ld,ld->", means, means) / lists
     return centroids, np.sqrt(np.maximum(variances, least)).astype(np.float32)

@@ -298,7 +298,9 @@ def test_several_banks_at_once(isa: str, threads: int, dtype: Dtype, count: int)
     best = kernels.Best(len(sizes) * heads * count, top_k)
     held = [array.raw for array in keys]
     kernels.scan_rows(best, q.raw, held, query_dtype=dtype, key_dtype=dtype, rows=parts)
-    scores, slots = (found.reshape(len(sizes), heads, count, top_k) for found in best.ordered())
+    scores, slots = best.ordered()
+    shape = (len(sizes), heads, count, top_k)
+    scores, slots = scores.reshape(shape), slots.reshape(shape)
     for row, part in enumerate(parts):
         check((scores[row], slots[row]), q.row(row), keys[row], parts=[part])
     output, lse = np.empty((*scores.shape[:3], 24), np.float32), np.empty(scores.shape[:3], np.float32)

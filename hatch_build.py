@@ -30,8 +30,8 @@ FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno",
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # GCC's own headers of vector types set these off
 
 X86 = {
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mpopcnt"],
 }
 """Instruction sets beyond the processor's least, and what the compiler calls them."""
 
@@ -67,7 +67,8 @@ def compile_library(root: Path) -> Path | None:
         return library
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     parts = {
-        name: [*flags, f"-DRC_ISA={name}", "-c", str(sources / "isa.cpp")]
+        f"{source}-{name}": [*flags, f"-DRC_ISA={name}", "-c", str(sources / f"{source}.cpp")]
+        for source in ("isa", "codes")
         for name, flags in {"generic": [], **(X86 if x86 else {})}.items()
     }
     parts["library"] = [*(["-DRC_X86"] if x86 else []), "-c", str(sources / "library.cpp")]

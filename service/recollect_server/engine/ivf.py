@@ -7,15 +7,16 @@ them. So a write is searchable at once, and a file that lags behind is slower, n
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import Float32, Int64, Raw
+from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps
-from recollect_server.engine import kernels
+from recollect_server.engine import codes, kernels
 from recollect_server.engine.kernel_lists import Lists, Probing
 from recollect_server.engine.ranges import Ranges, common
 
@@ -126,12 +127,14 @@ class InvertedFile:
         self._reaches: dict[int, Reach] = {}  # of top_k = 1, 2, 4, ...
         self._asked = 1  # the largest of these of late
         self._typical = entries / len(centroids)
+        self._codes = codes.Codes(centroids, slots) if centroids.shape[1] >= codes.DIM_MIN else None
 
     @property
     def bytes(self) -> int:
         """What it takes."""
         arrays = self.centroids.nbytes + self._half_norms.nbytes + self._radii.nbytes
-        return int(self._lists.bytes + arrays + sum(reach.bytes for reach in self._reaches.values()))
+        coded = 0 if self._codes is None else self._codes.bytes
+        return int(self._lists.bytes + arrays + coded + sum(reach.bytes for reach in self._reaches.values()))
 
     @property
     def is_trusted(self) -> bool:
@@ -142,6 +145,8 @@ class InvertedFile:
         """Zeroes what was made of keys; the file must not be used after."""
         self.centroids.fill(0)
         self._half_norms.fill(0)
+        if self._codes is not None:
+            self._codes.clear()
 
     def wrote(self, slots: slice) -> None:
         """The entries of these slots are new."""
@@ -155,6 +160,8 @@ class InvertedFile:
         assigned = self._lists.of_slots()[order].astype(np.int64)
         lists.put(0, assigned)
         self._lists, self.pending = lists, Ranges()
+        if self._codes is not None:
+            self._codes.moved(order, slots)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], assigned < 0, [0]]).astype(np.int8)))
         for first, last in edges.reshape(-1, 2).tolist():
             self.pending.add(slice(first, last))
@@ -172,7 +179,10 @@ class InvertedFile:
             rows=slice(0, len(self.centroids)),
             bias=self._half_norms,
         )
-        self._lists.put(part.start, np.ascontiguousarray(best.ordered()[1][:, 0]))
+        assigned = np.ascontiguousarray(best.ordered()[1][:, 0])
+        self._lists.put(part.start, assigned)
+        if self._codes is not None:
+            self._codes.put(part.start, assigned, keys, dtype)
         sizes = self._lists.sizes().astype(np.float64)
         # Of the lists that hold an entry: larger ones hold more of them, and more of what is asked for.
         self._typical = float((sizes**2).sum() / max(1.0, sizes.sum()))
@@ -180,12 +190,23 @@ class InvertedFile:
 
     def search_work(self, queries: int, entries: int) -> int:
         """What a search takes, in multiply-adds."""
+        dim = self.centroids.shape[1]
+        each = self._work_of_query(min(self.probes, self._nearest(self._asked)))
+        chosen = self._work_of_codes(queries) if self._codes else self._work_of_keys(queries, entries)
+        pending = work.searched(queries, len(self.pending), dim) * bool(self.pending)
+        return int(CALL + queries * each + chosen + pending)
+
+    def _work_of_keys(self, queries: int, entries: int) -> float:
+        """Of looking into the lists that are chosen, where keys are read."""
         lists, dim = self.centroids.shape
         touched = entries * (1 - (1 - min(1.0, self.probes / lists)) ** queries)
-        each = self._work_of_query(min(self.probes, self._nearest(self._asked)))
-        each += self.probes * (PAIR + self._typical * (PRODUCT * dim + SELECT))
-        pending = work.searched(queries, len(self.pending), dim) * bool(self.pending)
-        return int(CALL + queries * each + touched * ROW * dim + pending)
+        each = self.probes * (PAIR + self._typical * (PRODUCT * dim + SELECT))
+        return float(queries * each + touched * ROW * dim)
+
+    def _work_of_codes(self, queries: int) -> float:
+        """The same, where codes are."""
+        coded = 0 if self._codes is None else self._codes.work(self.probes * self._typical)
+        return queries * (self.probes * PAIR + coded)
 
     def search(
         self, queries: Float32, keys: Raw, dtype: Dtype, *, live: Sequence[slice], top_k: int
@@ -208,7 +229,19 @@ class InvertedFile:
         probing = self._probing(best, queries, keys, dtype, live, reach=self._reach_of(top_k))
         each = self._work_of_query(self._nearest(top_k))
         left = yield from _in_turns(np.arange(1, count + 1) * each, left, probing.ask_nearest)
-        if probing.order():
+        if self._codes is not None:
+            ask = partial(
+                self._codes.ask,
+                best,
+                queries,
+                keys,
+                dtype=dtype,
+                live=live,
+                chosen=probing.chosen,
+                lists=self._lists,
+            )
+            yield from _in_turns(np.arange(1, count + 1) * self._work_of_codes(1), left, ask)
+        elif probing.order():
             yield from _in_turns(self._work_of_lists(probing.offsets, dim), left, probing.ask)
         # Last, when there is something to compare them with.
         for part in common(self.pending, live):
@@ -244,10 +277,17 @@ class InvertedFile:
             # (Where too little was found there is hardly anything in the lists.)
             reach.learn(of_hits[found[:, :asked]], np.where(np.isfinite(far), far, np.inf))
             self._asked = asked
+        if self._codes is not None:
+            slots = np.where(found & (lists >= 0), hits, -1)
+            its = to_float32(keys[np.where(found, hits, 0)], dtype)  # [N, K, D]
+            own = np.where(found, np.einsum("nd,nkd->nk", queries, its), -np.inf)
+            self._codes.learn(queries, slots, own, np.take_along_axis(products, at, axis=1))
 
     def settle(self, recall: float) -> None:
         """Reaches as far as what was learnt says; it will count for less next time."""
         wanted = recall + MARGIN * (1 - recall)
+        if self._codes is not None:
+            wanted = self._codes.settle(wanted)
         for reach in self._reaches.values():
             reach.settle(wanted)
         share = self._reaches[self._asked].share if self._reaches else 1.0

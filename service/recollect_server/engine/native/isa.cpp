@@ -579,7 +579,8 @@ static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
 
 #define RC_STRING(name) #name
 #define RC_NAME(name) RC_STRING(name)
+extern const CodesIsa codes_isa;
 extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_nearest, finish, push_all, attend,
-                        attend_backward, accumulate};
+                        attend_backward, accumulate, &codes_isa};
 
 }  // namespace RC_ISA

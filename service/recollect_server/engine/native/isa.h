@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "codes.h"
 #include "kernels.h"
 
 // Which list each slot is in, -1 for none: in two bytes, unless there are more lists than these can name.
@@ -41,6 +42,14 @@ struct RcLists {
     ListOfSlot of_slot;
 };
 
+// The part of it that is about codes.
+struct CodesIsa {
+    void (*put)(const RcCodes&, int64_t begin, int64_t n, const int64_t* assigned);
+    void (*sums)(const RcCodes&, const float* queries, int64_t n, const int64_t* slots, int32_t k, float* sums,
+                 float* factors);
+    void (*probe)(const RcCodesProbe&, const RcBest& best, int64_t first, int64_t last);
+};
+
 struct Isa {
     const char* name;
     // Queries first .. last of one head against slots begin .. end; `best` is of all heads.
@@ -55,6 +64,7 @@ struct Isa {
     void (*attend_backward)(const RcBackward&, int32_t head, int64_t first, int64_t last);
     void (*accumulate)(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
                        int64_t* counts);
+    const CodesIsa* codes;
 };
 
 // Where equal scores have to be told apart: of these the lower slots stay.

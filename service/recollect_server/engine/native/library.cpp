@@ -421,4 +421,28 @@ void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* 
     std::vector<int64_t> next(offsets, offsets + lists);
     each_choice(chosen, n, lists, [&](int64_t q, int64_t list) { askers[next[list]++] = static_cast<int32_t>(q); });
 }
+
+// ---- codes ----
+
+void rc_codes_put(const RcCodes* codes, int64_t begin, int64_t n, const int64_t* assigned) {
+    const int64_t grain = 64;
+    run(divided(n, grain), n * codes->dim * 32, [&](int64_t task) {
+        const int64_t first = task * grain;
+        best_isa().codes->put(*codes, begin + first, std::min(grain, n - first), assigned + first);
+    });
+}
+
+void rc_codes_sums(const RcCodes* codes, const float* queries, int64_t n, const int64_t* slots, int32_t k,
+                   float* sums, float* factors) {
+    run(n, n * k * codes->dim, [&](int64_t i) {
+        best_isa().codes->sums(*codes, queries + i * codes->dim, 1, slots + i * k, k, sums + i * k, factors + i * k);
+    });
+}
+
+void rc_codes_probe(const RcCodesProbe* probe, const RcBest* best) {
+    const int64_t n = probe->last - probe->first, work = n * probe->words * probe->codes.dim * 64;
+    run(n, work, [&](int64_t i) {
+        best_isa().codes->probe(*probe, *best, probe->first + i, probe->first + i + 1);
+    });
+}
 }

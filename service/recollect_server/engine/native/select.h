@@ -85,7 +85,7 @@ static inline void push(const RcBest& best, int64_t query, float score, int32_t 
     if (++count == best.room) shrink(best, query);
 }
 
-static void finish(const RcBest& best, int64_t first, int64_t last, float* scores, int64_t* slots) {
+static inline void finish(const RcBest& best, int64_t first, int64_t last, float* scores, int64_t* slots) {
     static thread_local std::vector<uint64_t> ranks;
     const int32_t k = best.top_k;
     ranks.resize(k);

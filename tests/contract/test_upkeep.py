@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 import recollect
+from recollect_server.domain.arrays import Raw
+from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
+from recollect_server.engine.ivf import InvertedFile
 from tests.clients import blocking_client
 from tests.installation import Installation
 from tests.server_process import ServerProcess
@@ -172,3 +175,24 @@ def test_an_index_counts_in_quotas(tmp_path: Path) -> None:
             ns.evict(streams=["s"], all=True)
             assert ns.stats().bytes == 0
             ns.add(0, more, more, streams=["t"])
+
+
+def test_work_that_fails_is_not_begun_again_at_once(
+    client: recollect.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A defect of an index fills the log and the device with each call, or calls fail with it."""
+
+    def fail(self: InvertedFile, keys: Raw, dtype: Dtype, most: int) -> int:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(InvertedFile, "assign", fail)
+    made = Mixture()
+    keys = made.draw(ENTRIES)
+    ns = filled(client, keys)
+    for _ in range(60):
+        queries = made.draw(20)
+        found = ns.search(0, queries, top_k=5, streams=["s"])
+        best = np.sort(queries[0, 0] @ keys[0, 0].T, axis=1)[:, ::-1][:, :5]
+        np.testing.assert_allclose(found.scores[0, 0], best, rtol=1e-4)
+    failed = [each for each in caplog.records if "upkeep of an index failed" in each.message]
+    assert len(failed) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 COST = 500_000_000
 """Multiply-adds of one turn, at most: a few milliseconds (`Store.upkeep`)."""
+
+FAILED_REST_S = 60.0
+"""A bank whose work failed is left alone for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Upkeep:
         self._dispatcher = dispatcher
         self._telemetry = telemetry
         self._under_way: set[tuple[str, str, int]] = set()
+        self._rests_until_s: dict[tuple[str, str, int], float] = {}  # where it failed
 
     def after(self, namespace: Namespace, command: Command) -> None:
         """Queues what a call that has been answered made necessary."""
@@ -65,8 +70,17 @@ class Upkeep:
             if bank is None:
                 continue
             self._tell_recall(namespace, bank)
-            if bank.wants_upkeep and place.key not in self._under_way:
+            if bank.wants_upkeep and place.key not in self._under_way and not self._rests(place):
                 self._queue(place)
+
+    def _rests(self, place: _Place) -> bool:
+        until_s = self._rests_until_s.get(place.key)
+        if until_s is None:
+            return False
+        if time.monotonic() < until_s:
+            return True
+        del self._rests_until_s[place.key]
+        return False
 
     def _queue(self, place: _Place) -> None:
         job = Job(
@@ -105,6 +119,8 @@ class Upkeep:
         error = future.exception()
         if error is not None:
             log.error("upkeep of an index failed; exact search goes on", exc_info=error)
+            # A defect, then, which the next call would only meet again.
+            self._rests_until_s[place.key] = time.monotonic() + FAILED_REST_S
             return
         bank = self._bank(place)
         if bank is not None:

@@ -25,7 +25,8 @@ def run(scale: Scale) -> Outcome:
     keys, values = (array.reshape(1, HEADS, entries, DIM) for array in (data.keys, data.values))
     queries = data.queries.reshape(CONVERSATIONS, HEADS, 1, DIM)
     with memory_server() as server, recollect.connect(server.unix_url, timeout_s=600) as client:
-        space = namespace(client, "conversations", dim=DIM, heads=HEADS, capacity=entries)
+        # As stored and sent by default.
+        space = namespace(client, "conversations", dim=DIM, heads=HEADS, capacity=entries, dtype="float16")
         for number, name in enumerate(names):
             # Not one conversation's keys are another's.
             space.add(LAYER, np.roll(keys, number, axis=3), values, streams=[name])

@@ -26,10 +26,12 @@ def run(scale: Scale) -> Outcome:
     data = datasets.make("subspace", entries=HEADS * entries, queries=HEADS, seed=scale.seed)
     keys, values = (array.reshape(HEADS, entries, DIM) for array in (data.keys, data.values))
     queries = data.queries.reshape(1, HEADS, 1, DIM)
-    sent = bytes(queries.nbytes + ENVELOPE_BYTES)
-    replied = queries.nbytes + HEADS * np.dtype(np.float32).itemsize + ENVELOPE_BYTES
+    # As stored and sent by default: float16.
+    tensor_bytes = queries.size * np.dtype(np.float16).itemsize
+    sent = bytes(tensor_bytes + ENVELOPE_BYTES)
+    replied = tensor_bytes + HEADS * np.dtype(np.float32).itemsize + ENVELOPE_BYTES
     with server_and_client() as (_, client), echo(replied) as bare:
-        space = namespace(client, "echo", dim=DIM, heads=HEADS, capacity=entries)
+        space = namespace(client, "echo", dim=DIM, heads=HEADS, capacity=entries, dtype="float16")
         fill(space, keys, values)
 
         def attend() -> None:

@@ -6,6 +6,8 @@ them. So a write is searchable at once, and a file that lags behind is slower, n
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
@@ -51,8 +53,15 @@ SCALE = BINS / FARTHEST
 
 TINY = np.finfo(np.float32).tiny
 
-MARGIN = 0.25
-"""Of what the asked recall leaves to chance, so much is kept in reserve: what is measured is a sample."""
+MARGIN, CAUTION = 0.25, 0.65
+"""Of what the asked recall leaves to chance, so much is kept in reserve: what is measured is a sample. Or
+so many standard errors, as of queries that are found or not, if that is more."""
+
+LEAST = 0.05
+"""Of what the asked recall leaves to chance: few queries may ask for no less."""
+
+REMEMBERED = 256
+"""Queries that are told apart: the same one again says nothing new."""
 
 KEPT = 0.8
 """How much earlier samples still count when new ones come."""
@@ -126,6 +135,7 @@ class InvertedFile:
         self._radii[: len(centroids)] = np.maximum(radii, TINY)
         self._reaches: dict[int, Reach] = {}  # of top_k = 1, 2, 4, ...
         self._asked = 1  # the largest of these of late
+        self._told: deque[int] = deque(maxlen=REMEMBERED)
         self._typical = entries / len(centroids)
         self._codes = codes.Codes(centroids, slots) if centroids.shape[1] >= codes.DIM_MIN else None
 
@@ -260,6 +270,7 @@ class InvertedFile:
             live: Slots that count.
         """
         top_k = hits.shape[1]
+        self._told.extend(hash(query.tobytes()) for query in queries)
         best = kernels.Best(len(queries), top_k)
         self._probing(best, queries, keys, dtype, live, reach=np.inf).ask_nearest(slice(0, len(queries)))
         scores = best.ordered()[0]
@@ -285,7 +296,9 @@ class InvertedFile:
 
     def settle(self, recall: float) -> None:
         """Reaches as far as what was learnt says; it will count for less next time."""
-        wanted = recall + MARGIN * (1 - recall)
+        error = math.sqrt(recall * (1 - recall) / max(1, len(set(self._told))))
+        reserve = max(MARGIN * (1 - recall), CAUTION * error)
+        wanted = min(recall + reserve, 1 - LEAST * (1 - recall))
         if self._codes is not None:
             wanted = self._codes.settle(wanted)
         for reach in self._reaches.values():

@@ -1,0 +1,30 @@
+"""How far queries reach in an inverted file, from what was learnt of others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recollect_server.domain.arrays import from_float32
+from recollect_server.domain.spec import Dtype
+from recollect_server.engine import kernels
+from tests.unit.server.filed_keys import filed, share, spread
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+
+DIM, ENTRIES, SAMPLES, RECALL = 48, 6000, 64, 0.95
+
+
+@pytest.mark.parametrize("kind", ["anisotropic", "subspace"])
+@pytest.mark.parametrize("distinct", [4, 16, SAMPLES])
+def test_the_same_queries_again_prove_little(kind: str, distinct: int) -> None:
+    """A few queries that come again and again decide that too little is looked at for all others."""
+    rng = np.random.default_rng(3)
+    keys, live = from_float32(spread(kind, rng, ENTRIES, DIM), Dtype.FLOAT32), [slice(0, ENTRIES)]
+    file = filed(keys)
+    queries = np.tile(spread(kind, rng, distinct, DIM), (SAMPLES // distinct, 1))
+    hits = np.argsort(-(queries @ keys.float32().T), axis=1)[:, :20].astype(np.int64)
+    file.learn(queries, hits, keys=keys.raw, dtype=keys.dtype, live=live)
+    file.settle(RECALL)
+    assert share(file, keys, spread(kind, rng, 300, DIM), live) >= RECALL
+    assert file.probes < len(file.centroids) / 2

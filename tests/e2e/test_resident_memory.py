@@ -22,8 +22,9 @@ pytestmark = [
 
 ENTRIES, DIM, BLOCK = 131_072, 64, 8192
 EACH = 2 * DIM * 4
-BEYOND_MAX = 6_000_000
-"""Seen: 1 to 2 MB. Before anything was given back it was 19 MB with two processors, more with more."""
+BEYOND_MAX = 11_000_000
+"""Seen: 1 to 2 MB as a rule, and 7.3 once: gRPC may keep the buffers of a message or two, of 4 MiB. It was
+19 MB with two processors, and more with more, before anything was given back."""
 
 PATIENCE_S = 60.0
 

@@ -83,23 +83,30 @@ class Answer(Generic[Reply]):
 class Raw(Protocol):
     """Sends a message of the wire as it is."""
 
-    def __call__(self, method: str, request: Message) -> Answer[Message]: ...
+    def __call__(self, method: str, request: Message, /) -> Answer[Message]: ...
 
 
-def raw_grpc(channel: grpc.Channel) -> Raw:
-    """Over a channel."""
+def raw_grpc(
+    channel: grpc.Channel, *, token: str | None = None
+) -> Callable[[str, Message | bytes], Answer[Message]]:
+    """Over a channel; bytes, too, which need not be a message."""
+    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
 
-    def call(method: str, request: Message) -> Answer[Message]:
+    def call(method: str, request: Message | bytes) -> Answer[Message]:
         path = path_of(method)
         reply_type = message_factory.GetMessageClass(METHODS[path].output_type)
-        send: grpc.UnaryUnaryMultiCallable[Message, Message] = channel.unary_unary(
+        send: grpc.UnaryUnaryMultiCallable[Message | bytes, Message] = channel.unary_unary(
             path,
-            request_serializer=lambda m: m.SerializeToString(),
+            request_serializer=_serialized,
             response_deserializer=reply_type.FromString,
         )
-        return answer_of(lambda: send(request, timeout=60))
+        return answer_of(lambda: send(request, timeout=60, metadata=metadata))
 
     return call
+
+
+def _serialized(request: Message | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 def answer_of(call: Callable[[], Message]) -> Answer[Message]:

@@ -1,8 +1,10 @@
-"""What every test shares: threads, property-test profile, and GPU tests that skip with a reason."""
+"""What tests share: threads, property-test profile, tests without garbage collection or without a GPU."""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 # Before anything loads an OpenMP runtime. NumPy, torch and FAISS bring one each; spinning threads of one
 # slow the others tenfold on a small machine.
@@ -14,6 +16,17 @@ import pytest
 
 hypothesis.settings.register_profile("recollect", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("recollect")
+
+
+@pytest.fixture
+def without_garbage_collection() -> Iterator[None]:
+    """What is in a circle stays."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import grpc
 import httpx
-from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from tests.clients import METHODS, Answer, answer_of, path_of
+from tests.clients import Answer, raw_grpc
 from tests.closing import Closing
 from tests.server_process import OPERATOR_TOKEN, ServerProcess
 
@@ -64,14 +63,7 @@ class Installation(Closing):
 
     def rpc(self, method: str, request: Message | bytes, *, token: str | None) -> Answer[Message]:
         """One call of the wire, past the client."""
-        path = path_of(method)
-        reply_type = message_factory.GetMessageClass(METHODS[path].output_type)
-        send: grpc.UnaryUnaryMultiCallable[bytes, Message] = self._channel.unary_unary(
-            path, request_serializer=bytes, response_deserializer=reply_type.FromString
-        )
-        raw = request if isinstance(request, bytes) else request.SerializeToString()
-        metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        return answer_of(lambda: send(raw, timeout=60, metadata=metadata))
+        return raw_grpc(self._channel, token=token)(method, request)
 
     def close(self) -> None:
         """Closes connections; the server goes on."""

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from recollect._regions import REFUSALS, Region, RegionPool, asked_into, is_of_region, open_request
+from recollect._regions import REFUSALS, Region, RegionPool, asked_into, open_request
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
@@ -78,14 +78,10 @@ class GrpcTransport:
         region = self._region(collector.size_bytes, timeout_s)
         if region is not None:
             asked = asked_into(request, region)
-            try:
-                with self._regions.lent(region):
-                    answer = self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
-                    collector.take_shared(answer, region.memory)
+            with self._regions.lent(region):
+                answer = self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
+                collector.take_shared(answer, region.memory)
                 return collector.finish()
-            except RecollectError as error:
-                if not is_of_region(error):
-                    raise
         with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
                 method, request_serializer=_serialize
@@ -104,12 +100,8 @@ class GrpcTransport:
         """Sends one request, its tensors in shared memory if there is some, and waits for its answer."""
         region = self._region(upload.size_bytes, timeout_s)
         if region is not None:
-            try:
-                with self._regions.lent(region):
-                    return self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
-            except RecollectError as error:
-                if not is_of_region(error):
-                    raise
+            with self._regions.lent(region):
+                return self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
         return self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
 
     def _region(self, size_bytes: int, timeout_s: float | None) -> Region | None:
@@ -169,14 +161,10 @@ class AsyncGrpcTransport:
         region = await self._region(collector.size_bytes, timeout_s)
         if region is not None:
             asked = asked_into(request, region)
-            try:
-                with self._regions.lent(region):
-                    answer = await self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
-                    collector.take_shared(answer, region.memory)
+            with self._regions.lent(region):
+                answer = await self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
+                collector.take_shared(answer, region.memory)
                 return collector.finish()
-            except RecollectError as error:
-                if not is_of_region(error):
-                    raise
         with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._opened().unary_stream(
                 method, request_serializer=_serialize
@@ -195,12 +183,8 @@ class AsyncGrpcTransport:
         """Sends one request, its tensors in shared memory if there is some, and waits for its answer."""
         region = await self._region(upload.size_bytes, timeout_s)
         if region is not None:
-            try:
-                with self._regions.lent(region):
-                    return await self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
-            except RecollectError as error:
-                if not is_of_region(error):
-                    raise
+            with self._regions.lent(region):
+                return await self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
         return await self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
 
     async def _region(self, size_bytes: int, timeout_s: float | None) -> Region | None:

@@ -119,13 +119,18 @@ class RegionPool:
 
     @contextlib.contextmanager
     def lent(self, region: Region) -> Generator[None]:
-        """For one call: keeps the region if it ends well, gives it up otherwise."""
+        """For one call: keeps the region if it ends well, gives it up otherwise.
+
+        What follows is reached if it was for the region alone that the call was refused.
+        """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self.give_up(region)
-            raise
-        self.give_back(region)
+            if not (isinstance(error, RecollectError) and _is_of_region(error)):
+                raise
+        else:
+            self.give_back(region)
 
     def close(self) -> None:
         """Gives all up that are not in use."""
@@ -177,6 +182,6 @@ REFUSALS = (RecollectError, OSError)
 """What comes of a server that does not share memory, or not now."""
 
 
-def is_of_region(error: RecollectError) -> bool:
-    """Whether the call would have been answered without a region: it is not there any more, say."""
+def _is_of_region(error: RecollectError) -> bool:
+    # The call would have been answered without one: the region is not there any more, say.
     return error.reason.startswith("REGION_")

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 import recollect
 from tests.server_process import ServerProcess
-
-
-@pytest.fixture
-def without_garbage_collection() -> Iterator[None]:
-    """What is in a circle stays."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @pytest.mark.usefixtures("without_garbage_collection")

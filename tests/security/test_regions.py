@@ -8,17 +8,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import message_factory
 from google.protobuf.message import Message
 
 from recollect.v1 import memory_pb2 as pb
-from tests.clients import METHODS, Answer, answer_of, path_of
+from tests.clients import Answer, Raw, raw_grpc
 from tests.contract import messages
 from tests.installation import Installation
 from tests.server_process import ServerProcess
@@ -27,8 +26,6 @@ BYTES = 65_536
 SUFFIX = ".region"
 NAMESPACE = "shared"
 UNKNOWN = b"\0" * 16
-
-Ask = Callable[[str, Message], Answer[Message]]
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +39,15 @@ def unix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 
 @contextlib.contextmanager
-def asking(installation: Installation, token: str) -> Iterator[Ask]:
+def asking(installation: Installation, token: str) -> Iterator[Raw]:
     """Raw calls over the unix socket."""
     target = f"unix:{installation.server.socket}"
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(target, options=options) as channel:
-
-        def ask(method: str, request: Message) -> Answer[Message]:
-            path = path_of(method)
-            reply_type = message_factory.GetMessageClass(METHODS[path].output_type)
-            send: grpc.UnaryUnaryMultiCallable[Message, Message] = channel.unary_unary(
-                path,
-                request_serializer=lambda each: each.SerializeToString(),
-                response_deserializer=reply_type.FromString,
-            )
-            metadata = (("authorization", f"Bearer {token}"),)
-            return answer_of(lambda: send(request, timeout=60, metadata=metadata))
-
-        yield ask
+        yield raw_grpc(channel, token=token)
 
 
-def opened(ask: Ask, size_bytes: int = BYTES) -> bytes:
+def opened(ask: Raw, size_bytes: int = BYTES) -> bytes:
     """The id of a new region."""
     reply = ask("OpenRegion", pb.OpenRegionRequest(bytes=size_bytes)).response
     assert isinstance(reply, pb.OpenRegionResponse)
@@ -88,7 +73,7 @@ def claimed(installation: Installation, region: bytes) -> Iterator[int | None]:
 
 
 @contextlib.contextmanager
-def region_of(installation: Installation, ask: Ask, size_bytes: int = BYTES) -> Iterator[tuple[bytes, int]]:
+def region_of(installation: Installation, ask: Raw, size_bytes: int = BYTES) -> Iterator[tuple[bytes, int]]:
     """A region that is open: its id and its descriptor. When it is left, the server has forgotten it."""
     region = opened(ask, size_bytes)
     with claimed(installation, region) as descriptor:
@@ -100,7 +85,7 @@ def region_of(installation: Installation, ask: Ask, size_bytes: int = BYTES) -> 
 
 
 @pytest.fixture
-def ours(unix: Installation, request: pytest.FixtureRequest) -> Iterator[Ask]:
+def ours(unix: Installation, request: pytest.FixtureRequest) -> Iterator[Raw]:
     """A tenant of the test's own, with a namespace that holds something."""
     token = unix.tenant(f"t{abs(hash(request.node.name))}"[:20])
     with asking(unix, token) as ask:
@@ -136,7 +121,7 @@ def placed(descriptor: int, tensor: pb.Tensor, dtype: type[np.generic] = np.floa
     return np.frombuffer(os.pread(descriptor, size, tensor.offset), dtype).reshape(tuple(tensor.shape))
 
 
-def test_an_answer_in_a_region_is_the_answer(unix: Installation, ours: Ask) -> None:
+def test_an_answer_in_a_region_is_the_answer(unix: Installation, ours: Raw) -> None:
     """What lies in a region is not what a message would have carried, or old bytes show through."""
     plain = ours("Search", search()).response
     assert isinstance(plain, pb.SearchResponse)
@@ -152,7 +137,7 @@ def test_an_answer_in_a_region_is_the_answer(unix: Installation, ours: Ask) -> N
         assert shared.ids.first_ids == plain.ids.first_ids
 
 
-def test_streams_without_entries_are_zero_in_a_region(unix: Installation, ours: Ask) -> None:
+def test_streams_without_entries_are_zero_in_a_region(unix: Installation, ours: Raw) -> None:
     """Rows that nobody searched show what the region held before."""
     with region_of(unix, ours) as (region, descriptor):
         os.pwrite(descriptor, b"\xff" * BYTES, 0)
@@ -164,7 +149,7 @@ def test_streams_without_entries_are_zero_in_a_region(unix: Installation, ours: 
         assert not placed(descriptor, answer.values).any()
 
 
-def test_entries_are_taken_from_a_region(unix: Installation, ours: Ask) -> None:
+def test_entries_are_taken_from_a_region(unix: Installation, ours: Raw) -> None:
     """Keys or values come from the wrong place of a region."""
     with region_of(unix, ours) as (region, descriptor):
         asked = add_from(region, keys_at=64, values_at=1024)
@@ -212,7 +197,7 @@ def test_a_region_is_of_who_opened_it(unix: Installation, who: str) -> None:
             assert not os.pread(descriptor, BYTES, 0).strip(b"\0")
 
 
-def test_a_region_is_handed_over_once(unix: Installation, ours: Ask) -> None:
+def test_a_region_is_handed_over_once(unix: Installation, ours: Raw) -> None:
     """Who learns an id can map the memory that another one reads his answers from."""
     with region_of(unix, ours) as (region, _), claimed(unix, region) as second:
         assert second is None
@@ -222,7 +207,7 @@ def test_a_region_is_handed_over_once(unix: Installation, ours: Ask) -> None:
             assert descriptor is None
 
 
-def test_a_region_cannot_be_shrunk(unix: Installation, ours: Ask) -> None:
+def test_a_region_cannot_be_shrunk(unix: Installation, ours: Raw) -> None:
     """A caller cuts the memory off under the server, which then ends with a bus error."""
     with region_of(unix, ours) as (region, descriptor):
         for size in (0, 2 * BYTES):
@@ -238,7 +223,7 @@ def test_a_region_cannot_be_shrunk(unix: Installation, ours: Ask) -> None:
     [(-1, 0), (0, 2**62), (32_768 - 8, 0), (0, BYTES)],
     ids=["negative", "huge", "beyond what a message holds", "at the end"],
 )
-def test_tensors_lie_within_the_region(unix: Installation, ours: Ask, keys_at: int, values_at: int) -> None:
+def test_tensors_lie_within_the_region(unix: Installation, ours: Raw, keys_at: int, values_at: int) -> None:
     """The server reads beyond a region, or takes more from it than a message may hold."""
     with region_of(unix, ours) as (region, _):
         refused = ours("Add", add_from(region, keys_at=keys_at, values_at=values_at))
@@ -247,7 +232,7 @@ def test_tensors_lie_within_the_region(unix: Installation, ours: Ask, keys_at: i
     assert "region" in refused.message
 
 
-def test_what_lies_in_a_region_is_checked_like_any_other(unix: Installation, ours: Ask) -> None:
+def test_what_lies_in_a_region_is_checked_like_any_other(unix: Installation, ours: Raw) -> None:
     """NaN, an overlarge add, an offset without a region, or data beside an offset is taken."""
     with region_of(unix, ours) as (region, descriptor):
         os.pwrite(descriptor, np.full(64, np.nan, np.float32).tobytes(), 0)
@@ -268,7 +253,7 @@ def test_what_lies_in_a_region_is_checked_like_any_other(unix: Installation, our
     assert ours("Search", queries).detail.argument == "queries"
 
 
-def test_an_answer_that_does_not_fit_is_refused_before_the_search(unix: Installation, ours: Ask) -> None:
+def test_an_answer_that_does_not_fit_is_refused_before_the_search(unix: Installation, ours: Raw) -> None:
     """The server writes beyond a region, or fails in the middle."""
     with region_of(unix, ours, 1) as (region, _):
         refused = ours("Search", search(region))
@@ -276,14 +261,14 @@ def test_an_answer_that_does_not_fit_is_refused_before_the_search(unix: Installa
     assert "bytes" in refused.message
 
 
-def test_sizes_have_bounds(ours: Ask) -> None:
+def test_sizes_have_bounds(ours: Raw) -> None:
     """A caller has the server share nothing, or all that it has."""
     for size in (0, -1, 2**40):
         refused = ours("OpenRegion", pb.OpenRegionRequest(bytes=size))
         assert (refused.code, refused.detail.argument) == ("INVALID_ARGUMENT", "bytes")
 
 
-def test_numbers_have_bounds(unix: Installation, ours: Ask) -> None:
+def test_numbers_have_bounds(unix: Installation, ours: Raw) -> None:
     """One tenant takes all regions, or all tenants all memory; or one that was closed counts for ever."""
     other = unix.tenant("bounded")
     with contextlib.ExitStack() as stack, asking(unix, other) as theirs:
@@ -305,7 +290,7 @@ def test_nobody_else_shares_memory(unix: Installation) -> None:
     assert (refused.code, refused.detail.reason) == ("FAILED_PRECONDITION", "REGION_UNUSABLE")
 
 
-def test_who_has_not_asked_yet_is_not_waited_for(unix: Installation, ours: Ask) -> None:
+def test_who_has_not_asked_yet_is_not_waited_for(unix: Installation, ours: Raw) -> None:
     """Silent connections keep others from their regions."""
     with contextlib.ExitStack() as stack:
         for _ in range(40):
@@ -315,7 +300,7 @@ def test_who_has_not_asked_yet_is_not_waited_for(unix: Installation, ours: Ask) 
             assert ours("Search", search(region)).code == "OK"
 
 
-def test_two_calls_do_not_share_a_region(unix: Installation, ours: Ask) -> None:
+def test_two_calls_do_not_share_a_region(unix: Installation, ours: Raw) -> None:
     """Two answers are written over each other."""
     answers: list[Answer[Message]] = []
     with region_of(unix, ours) as (region, _):

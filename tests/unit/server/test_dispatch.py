@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from functools import partial
@@ -311,17 +309,6 @@ def test_calls_of_a_lane_never_run_between_anothers_steps() -> None:
 
 class Large:
     """What can be watched, in place of arrays of megabytes."""
-
-
-@pytest.fixture
-def without_garbage_collection() -> Iterator[None]:
-    """What is in a circle stays."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @pytest.mark.usefixtures("without_garbage_collection")

@@ -29,7 +29,7 @@ LARGEST: dict[Dtype, float] = {
     "bfloat16": 3.3895313892515355e38,
 }
 
-_FLOAT16_MAGNITUDE, _FLOAT16_INF = np.int16(0x7FFF), 0x7C00
+_FLOAT16_INF, _FLOAT16_MINUS_INF = 0x7C00, 0xFC00
 _FLOAT32_OF_FLOAT16 = np.uint32(0x8FFF_E000).view(np.int32)
 _FLOAT16_SCALE = np.float32(2.0**112)
 _BFLOAT16_INF = 0x7F80
@@ -56,9 +56,9 @@ def from_bits(bits: Wire, dtype: Dtype) -> Floats:
 
 def to_float32(halves: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     """The same values. Six times as fast as NumPy's own conversion, which takes one at a time."""
-    bits = halves.reshape(-1).view(np.int16)
-    if (bits & _FLOAT16_MAGNITUDE).max(initial=0) >= _FLOAT16_INF:
+    if not _all_finite(halves):
         return halves.astype(np.float32)
+    bits = halves.reshape(-1).view(np.int16)
     # The sign is carried up, exponent and fraction stand three places to the right of where they belong: a
     # power of two too small, which is exact to mend, also for subnormal numbers.
     wide = np.left_shift(bits, 13, dtype=np.int32, casting="unsafe")
@@ -72,7 +72,17 @@ def has_infinite(bits: Wire, dtype: Dtype) -> bool:
     """Whether any element is infinite."""
     if dtype == "bfloat16":
         return bool(((bits.view(np.uint16) & 0x7FFF) == _BFLOAT16_INF).any())
+    if dtype == "float16" and _all_finite(cast("npt.NDArray[np.float16]", bits)):
+        return False
     return bool(np.isinf(bits).any())
+
+
+def _all_finite(halves: npt.NDArray[np.float16]) -> bool:
+    # What is infinite or NaN has the largest bits of its sign. To look at each by itself takes ten times as long.
+    return bool(
+        halves.view(np.int16).max(initial=0) < _FLOAT16_INF
+        and halves.view(np.uint16).max(initial=0) < _FLOAT16_MINUS_INF
+    )
 
 
 def _to_bfloat16(values: Floats) -> npt.NDArray[np.uint16]:

@@ -153,8 +153,10 @@ class Ring:
         first = self.next_sequence - self.count
         ids = slots + (first - self.head)
         if self.head:  # the ring may wrap: slots before its head come last
-            ids[slots < self.head] += self.allocated
-        ids[slots < 0] = -1
+            ids += np.where(slots < self.head, self.allocated, 0)
+        absent = slots < 0
+        if absent.any():
+            ids[absent] = -1
         return ids
 
     def slots_of_ids(self, ids: Int64) -> Int64:

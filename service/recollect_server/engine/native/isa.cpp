@@ -415,7 +415,7 @@ static float ask_nearest(const RcProbe& p, const RcBest& best, int64_t query, co
         for (size_t i = 0; i < near.size(); ++i) {
             if (i + 1 < near.size()) {
                 const auto next = rows_of(near[i + 1].second);
-                for (int64_t r = 0; r < W; ++r) next.prefetch(r);
+                for (int64_t r = 0; r < 2 * W; ++r) next.prefetch(r);
             }
             const auto [score, l] = near[i];
             if (score + reach * p.radii[l] <= best.thresholds[query]) continue;

@@ -78,7 +78,7 @@ def has_infinite(bits: Wire, dtype: Dtype) -> bool:
 
 
 def _all_finite(halves: npt.NDArray[np.float16]) -> bool:
-    # What is infinite or NaN has the largest bits of its sign. To look at each by itself takes ten times as long.
+    # What is infinite or NaN has the largest bits of its sign. To look at each takes ten times as long.
     return bool(
         halves.view(np.int16).max(initial=0) < _FLOAT16_INF
         and halves.view(np.uint16).max(initial=0) < _FLOAT16_MINUS_INF

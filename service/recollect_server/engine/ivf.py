@@ -23,8 +23,8 @@ from recollect_server.engine.kernel_lists import Lists, Probing
 from recollect_server.engine.ranges import Ranges, common
 
 CALL = 24_000_000
-"""Multiply-adds that a search takes as long as, beside what follows. (Fitted to times, as the others: of banks
-that other work has pushed out of the processor's caches, since the next question seldom finds one there.)"""
+"""Multiply-adds that a search takes as long as, beside what follows. (Fitted to times, as the others: of
+banks that other work has pushed out of the processor's caches, since questions seldom find one there.)"""
 
 CENTROID = 2.5
 """Of an element of a centroid and a query: its products, and finding those that are large."""
@@ -33,7 +33,7 @@ PAIR = 440
 """Of looking with one query into one list, beyond what is in it."""
 
 ROW = 40
-"""Of an element of a key: to fetch it from somewhere in memory and to lay it out for the queries that share it."""
+"""Of an element of a key: to fetch it from anywhere, and to lay it out for the queries that share it."""
 
 PRODUCT, SELECT = 0.7, 48
 """Of an element of a key and a query that shares it; and of the two, beyond their elements."""

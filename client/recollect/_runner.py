@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import overload
 
 from recollect._administration import get_server_info
 from recollect._checks import check_int
@@ -32,6 +33,28 @@ class _Defaults:
         if self.is_closed:
             raise ClosedError(f"the client of {self.url} is closed")
         return Deadline(self.timeout_s if timeout_s is None else timeout_s)
+
+
+@overload
+def _sending(
+    transport: Transport, work: Work[Reply, Result], index: int
+) -> Callable[[float | None], Reply]: ...
+@overload
+def _sending(
+    transport: AsyncTransport, work: Work[Reply, Result], index: int
+) -> Callable[[float | None], Awaitable[Reply]]: ...
+def _sending(
+    transport: Transport | AsyncTransport, work: Work[Reply, Result], index: int
+) -> Callable[[float | None], Reply | Awaitable[Reply]]:
+    """What sends a part within so many seconds: the same request each time."""
+    upload, collect = work.upload, work.collect
+    if upload is not None:
+        entries = upload(index)
+        return lambda left_s: transport.upload(work.method, entries, work.reply_type, timeout_s=left_s)
+    request = work.build(index)
+    if collect is not None:
+        return lambda left_s: transport.stream(work.method, request, collect(index), timeout_s=left_s)
+    return lambda left_s: transport.call(work.method, request, work.reply_type, timeout_s=left_s)
 
 
 class Runner:
@@ -66,7 +89,7 @@ class Runner:
         return work.finish()
 
     def _send(self, work: Work[Reply, Result], index: int, deadline: Deadline) -> Reply:
-        send = self._sending(work, index)
+        send = _sending(self._transport, work, index)
         attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
         while True:
             try:
@@ -74,17 +97,6 @@ class Runner:
             except RecollectError as error:
                 pause_s = attempts.pause_s(error)
             time.sleep(pause_s)
-
-    def _sending(self, work: Work[Reply, Result], index: int) -> Callable[[float | None], Reply]:
-        """What sends a part within so many seconds: the same request each time."""
-        transport, upload, collect = self._transport, work.upload, work.collect
-        if upload is not None:
-            entries = upload(index)
-            return lambda left_s: transport.upload(work.method, entries, work.reply_type, timeout_s=left_s)
-        request = work.build(index)
-        if collect is not None:
-            return lambda left_s: transport.stream(work.method, request, collect(index), timeout_s=left_s)
-        return lambda left_s: transport.call(work.method, request, work.reply_type, timeout_s=left_s)
 
 
 class AsyncRunner:
@@ -128,7 +140,7 @@ class AsyncRunner:
         return work.finish()
 
     async def _send(self, work: Work[Reply, Result], index: int, deadline: Deadline) -> Reply:
-        send = self._sending(work, index)
+        send = _sending(self._transport, work, index)
         attempts = self._defaults.policy.start(deadline, retry_safe=work.retry_safe)
         while True:
             try:
@@ -136,17 +148,6 @@ class AsyncRunner:
             except RecollectError as error:
                 pause_s = attempts.pause_s(error)
             await asyncio.sleep(pause_s)
-
-    def _sending(self, work: Work[Reply, Result], index: int) -> Callable[[float | None], Awaitable[Reply]]:
-        """What sends a part within so many seconds: the same request each time."""
-        transport, upload, collect = self._transport, work.upload, work.collect
-        if upload is not None:
-            entries = upload(index)
-            return lambda left_s: transport.upload(work.method, entries, work.reply_type, timeout_s=left_s)
-        request = work.build(index)
-        if collect is not None:
-            return lambda left_s: transport.stream(work.method, request, collect(index), timeout_s=left_s)
-        return lambda left_s: transport.call(work.method, request, work.reply_type, timeout_s=left_s)
 
 
 async def _all_or_none(tasks: list[asyncio.Task[None]]) -> None:

@@ -136,7 +136,7 @@ def test_rows_are_attended_each_in_its_bank(device: Device, dtype: Dtype, tokens
     q = from_float32(rng.standard_normal((len(lives), 2 * HEADS, tokens, DIM)).astype(np.float32), dtype)
     rows = [(store, live) for (store, _), live in zip(stores, lives, strict=True)]
     steps = stores[0][0].attend_rows(rows, q, 6, scale=0.7)
-    out = in_steps_of(budget, steps)
+    out, _ = stepwise(steps, budget)
     for row, ((_, data), live) in enumerate(zip(stores, lives, strict=True)):
         slots = np.array([slot for part in live for slot in range(part.start, part.stop)], dtype=np.int64)
         if not slots.size:
@@ -155,17 +155,6 @@ def test_rows_are_attended_each_in_its_bank(device: Device, dtype: Dtype, tokens
         np.testing.assert_array_equal(out.slots[row][..., : best.shape[-1]], slots[best])
         np.testing.assert_allclose(out.output[row], wanted, atol=1e-4)
         np.testing.assert_allclose(out.lse[row], np.log(weights.sum(axis=-1)), atol=1e-4)
-
-
-def in_steps_of(budget: int, steps: Steps[Result]) -> Result:
-    """Each step may take so much."""
-    try:
-        next(steps)
-        while True:
-            steps.send(budget)
-    except StopIteration as finished:
-        result: Result = finished.value
-        return result
 
 
 def test_absent_pairs_are_zero(device: Device) -> None:

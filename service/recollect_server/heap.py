@@ -2,7 +2,8 @@
 
 Messages, buffers that a bank has outgrown and samples of an index come and go by megabytes. glibc keeps their
 pages for what comes next, and learns from large ones to keep more: tens of megabytes, whatever is stored, and
-in one arena for each of many threads. Elsewhere than with glibc nothing here does anything.
+in one arena for each of many threads. So do the kernels, of what their threads calculate in. Elsewhere than
+with glibc nothing here does anything.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import time
+
+from recollect_server.engine import kernels
 
 LOOK_S = 1.0
 """How often it is looked whether the server rests."""
@@ -47,10 +50,15 @@ async def trim_at_rest() -> None:
         await asyncio.sleep(LOOK_S)
         now_s = time.process_time()
         if now_s - before_s < RESTING * LOOK_S and now_s - given_back_s > WORTH_S:
-            # For a few milliseconds, and without the interpreter's lock.
-            await asyncio.to_thread(library.malloc_trim, 0)
+            await asyncio.to_thread(_give_back, library)
             given_back_s = time.process_time()
         before_s = now_s
+
+
+def _give_back(library: ctypes.CDLL) -> None:
+    """Takes a few milliseconds, without the interpreter's lock."""
+    kernels.give_back()
+    library.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import cache
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -247,8 +248,9 @@ class Codes:
 @cache
 def signs_of(dim: int) -> Float32:
     """The signs [rounds, D] of a rotation: the same each time, so that runs are comparable."""
-    chance = np.random.default_rng(dim)
-    return (2 * chance.integers(0, 2, (ROUNDS, dim)) - 1).astype(np.float32)
+    drawn = np.frombuffer(Random(dim).randbytes(-(-ROUNDS * dim // 8)), dtype=np.uint8)
+    bits = np.unpackbits(drawn, count=ROUNDS * dim).reshape(ROUNDS, dim)
+    return 2 * bits.astype(np.float32) - 1
 
 
 def _stride(dim: int) -> int:

@@ -94,6 +94,7 @@ def library() -> ctypes.CDLL:
         "rc_codes_sums": (*2 * pointers, c_int64, c_void_p, c_int32, *2 * pointers),
         "rc_codes_probe": 2 * pointers,
         "rc_set_threads": (c_int32,),
+        "rc_give_back": (),
     }.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
@@ -123,6 +124,12 @@ def instruction_set() -> str:
 def use_threads(threads: int) -> None:
     """How many threads one call may use."""
     library().rc_set_threads(threads)
+
+
+def give_back() -> None:
+    """Frees what threads keep to calculate in; their next calls get it anew. Not while one is running."""
+    if library.cache_info().currsize:
+        library().rc_give_back()
 
 
 class Best:

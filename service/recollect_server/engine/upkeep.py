@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from random import Random
 
 import numpy as np
 
@@ -321,11 +322,13 @@ class Index:
     def _fill(self, sample: Float32, head: int) -> Generator[int, None, None]:
         """Copies keys of live entries to sample [n, D], at random and perhaps one twice."""
         # Which ones is no secret and no matter; that they are the same each time makes runs comparable.
-        chance = np.random.default_rng(len(sample))
+        # (Python's own: NumPy's generators are 3 MB of code that nothing else here needs.)
+        chance = Random(len(sample))
         for first in range(0, len(sample), SAMPLED_TOGETHER):
             part = sample[first : first + SAMPLED_TOGETHER]
             live = self._live  # which may change between two turns
-            order = chance.integers(0, _entries(live), len(part))
+            order = np.frombuffer(chance.randbytes(4 * len(part)), dtype=np.uint32).astype(np.int64)
+            order %= _entries(live)
             oldest = live[0].stop - live[0].start
             slots = np.where(order < oldest, live[0].start + order, live[-1].start + order - oldest)
             part[:] = to_float32(self._keys[head][slots], self._spec.dtype)

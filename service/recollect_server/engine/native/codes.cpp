@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "kept.h"
 #include "select.h"
 
 namespace RC_ISA {
@@ -327,7 +328,8 @@ static void probe_one(const RcCodesProbe& p, const RcBest& best, int64_t id, Cod
 
 static void codes_probe(const RcCodesProbe& p, const RcBest& best, int64_t first, int64_t last) {
     static thread_local CodedQuery coded;
-    static thread_local Found found;
+    static thread_local Kept<Found> kept;
+    Found& found = *kept;
     for (int64_t id = first; id < last; ++id) {
         if (p.codes.dtype == RC_FLOAT32) probe_one<Float32>(p, best, id, coded, found);
         else if (p.codes.dtype == RC_FLOAT16) probe_one<Float16>(p, best, id, coded, found);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "kept.h"
 #include "select.h"
 #include "simd.h"
 
@@ -262,7 +263,8 @@ static void multiply_some(int queries_left, const float* const* queries, const i
     }
 }
 
-static float* scratch(std::vector<float>& buffer, int64_t floats) {
+static float* scratch(Kept<std::vector<float>>& kept, int64_t floats) {
+    std::vector<float>& buffer = *kept;
     if (static_cast<int64_t>(buffer.size()) < floats + 16) buffer.resize(floats + 16);
     // To a line of the cache.
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) & ~uintptr_t{63});
@@ -271,7 +273,7 @@ static float* scratch(std::vector<float>& buffer, int64_t floats) {
 template <class Type, class Rows, class Filter>
 static void many(const Rows& rows, const float* const* queries, const int64_t* ids, int64_t n, int dim,
                  const float* bias, const RcBest& best, const Filter& wanted) {
-    static thread_local std::vector<float> buffer;
+    static thread_local Kept<std::vector<float>> buffer;
     const int64_t block = std::max<int64_t>(1, BLOCK_FLOATS / (static_cast<int64_t>(dim) * NR)) * NR;
     float* packed = scratch(buffer, std::min(block, (rows.size() + NR - 1) / NR * NR) * dim);
     for (int64_t start = 0; start < rows.size(); start += block) {
@@ -302,7 +304,7 @@ static void take(const Rows& rows, const float* const* queries, const int64_t* i
 // ---- queries as float32 ----
 
 static const float* widened(const void* queries, int32_t dtype, int64_t offset, int64_t count,
-                            std::vector<float>& buffer) {
+                            Kept<std::vector<float>>& buffer) {
     if (dtype == RC_FLOAT32) return static_cast<const float*>(queries) + offset;
     float* to = scratch(buffer, count);
     const uint16_t* from = static_cast<const uint16_t*>(queries) + offset;
@@ -320,7 +322,7 @@ static void with_type(int32_t dtype, const Do& call) {
 
 static void scan(const RcScan& s, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
                  int64_t end) {
-    static thread_local std::vector<float> buffer;
+    static thread_local Kept<std::vector<float>> buffer;
     static thread_local std::vector<const float*> pointers;
     static thread_local std::vector<int64_t> ids;
     const int64_t n = last - first, per_head = best.queries / s.heads;
@@ -368,7 +370,7 @@ static inline void write_products(const float* const* queries, const float* pane
 
 // Products of n queries with all centroids, to scores [n (and some), padded].
 static float* centroid_scores(const RcProbe& p, const float* queries, int64_t n, int64_t padded) {
-    static thread_local std::vector<float> packed_buffer, scores_buffer;
+    static thread_local Kept<std::vector<float>> packed_buffer, scores_buffer;
     const Range<Float32> rows{p.centroids, 0, static_cast<int64_t>(p.lists->lists.size()), p.dim};
     float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * p.dim);
     float* scores = scratch(scores_buffer, (n + MR) * padded);

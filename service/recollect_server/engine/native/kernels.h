@@ -124,6 +124,8 @@ void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int3
 // ---- the library ----
 
 void rc_set_threads(int32_t threads);
+// Lets go what threads keep to calculate in, unless a call is using it now.
+void rc_give_back();
 const char* rc_isa();
 // For tests: the variant of that name, "" for the best; 0 if the processor cannot run it.
 int32_t rc_use_isa(const char* name);

@@ -9,10 +9,12 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <thread>
 #include <vector>
 
 #include "isa.h"
+#include "kept.h"
 
 namespace generic { extern const Isa isa; }
 #if defined(RC_X86)
@@ -123,6 +125,18 @@ void run(int64_t tasks, int64_t work, const Task& task) {
 
 int64_t divided(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
+// ---- what threads keep ----
+
+std::shared_mutex calling;  // shared by calls that use what their threads keep; alone has it who lets that go
+std::mutex kept_mutex;
+
+std::vector<KeptOfThread*>& kept_of_all() {
+    static auto* all = new std::vector<KeptOfThread*>;  // never ended: threads may end later
+    return *all;
+}
+
+using Calling = std::shared_lock<std::shared_mutex>;
+
 // ---- candidates ----
 
 std::vector<uint64_t>& ranks_of(const RcBest& best, int64_t query) {
@@ -139,7 +153,7 @@ std::vector<uint64_t>& ranks_of(const RcBest& best, int64_t query) {
 class Shares {
   public:
     // They are better than what is known already.
-    Shares(const RcBest& of, int64_t count) : of_(of), parts_(count), kept_(kept()) {
+    Shares(const RcBest& of, int64_t count) : of_(of), parts_(count), kept_(of_thread()) {
         const int64_t each = of.queries * of.room;
         if (static_cast<int64_t>(kept_.scores.size()) < count * each) {
             kept_.scores.resize(count * each), kept_.slots.resize(count * each);
@@ -153,7 +167,7 @@ class Shares {
         }
     }
     ~Shares() {
-        if (kept_.scores.size() > KEPT_MAX) kept_ = Kept{};
+        if (kept_.scores.size() > KEPT_MAX) kept_ = Candidates{};
     }
     const RcBest& operator[](int64_t i) const { return parts_[i]; }
 
@@ -166,26 +180,36 @@ class Shares {
     }
 
   private:
-    // A thread uses the same memory again: to get new pages takes longer than to fill them.
-    struct Kept {
+    struct Candidates {
         std::vector<float> scores;
         std::vector<int32_t> slots;
     };
     static constexpr size_t KEPT_MAX = 1 << 20;
-    static Kept& kept() {
-        static thread_local Kept kept;
-        return kept;
+    static Candidates& of_thread() {
+        static thread_local Kept<Candidates> kept;
+        return *kept;
     }
     const RcBest& of_;
     std::vector<RcBest> parts_;
     std::vector<int32_t> counts_;
     std::vector<float> thresholds_;
-    Kept& kept_;
+    Candidates& kept_;
 };
 
 constexpr int64_t QUERY_GRAIN = 64;  // a task has at least so many queries, where it has them to itself
 
 }  // namespace
+
+KeptOfThread::KeptOfThread() {
+    std::lock_guard lock(kept_mutex);
+    kept_of_all().push_back(this);
+}
+
+void KeptOfThread::forget() {
+    std::lock_guard lock(kept_mutex);
+    auto& all = kept_of_all();
+    all.erase(std::find(all.begin(), all.end(), this));
+}
 
 void keep_best(const RcBest& best, int64_t query) {
     std::vector<uint64_t>& ranks = ranks_of(best, query);
@@ -209,6 +233,13 @@ void rc_set_threads(int32_t threads) {
     wanted_threads = std::max<int32_t>(1, threads);
 }
 
+void rc_give_back() {
+    const std::unique_lock lock(calling, std::try_to_lock);
+    if (!lock.owns_lock()) return;
+    std::lock_guard known(kept_mutex);
+    for (KeptOfThread* kept : kept_of_all()) kept->let_go();
+}
+
 const char* rc_isa() { return best_isa().name; }
 
 int32_t rc_use_isa(const char* name) {
@@ -218,6 +249,7 @@ int32_t rc_use_isa(const char* name) {
 }
 
 void rc_scan(const RcScan* scan, const RcBest* best) {
+    const Calling call(calling);
     const Isa& isa = best_isa();
     const int64_t n = best->queries / scan->heads, rows = scan->end - scan->begin;
     const int64_t work = best->queries * rows * scan->dim;
@@ -244,6 +276,7 @@ void rc_scan(const RcScan* scan, const RcBest* best) {
 }
 
 void rc_scan_rows(const RcScan* scans, int64_t count, const RcBest* best) {
+    const Calling call(calling);
     const Isa& isa = best_isa();
     const int64_t each = best->queries / std::max<int64_t>(1, count), heads = scans->heads;
     int64_t work = 0;
@@ -259,6 +292,7 @@ void rc_scan_rows(const RcScan* scans, int64_t count, const RcBest* best) {
 }
 
 void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query) {
+    const Calling call(calling);
     const Isa& isa = best_isa();
     const auto lists = static_cast<int64_t>(probe->lists->lists.size());
     const int64_t n = last_query - first_query, each = static_cast<int64_t>(probe->lists->of_slot.size()) / lists + 1;
@@ -271,6 +305,7 @@ void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_qu
 }
 
 void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int32_t last_list) {
+    const Calling call(calling);
     const Isa& isa = best_isa();
     int64_t work = 0;
     for (int32_t l = first_list; l < last_list; ++l)
@@ -440,6 +475,7 @@ void rc_codes_sums(const RcCodes* codes, const float* queries, int64_t n, const 
 }
 
 void rc_codes_probe(const RcCodesProbe* probe, const RcBest* best) {
+    const Calling call(calling);
     const int64_t n = probe->last - probe->first, work = n * probe->words * probe->codes.dim * 64;
     run(n, work, [&](int64_t i) {
         best_isa().codes->probe(*probe, *best, probe->first + i, probe->first + i + 1);

@@ -1,0 +1,26 @@
+// What a thread keeps to calculate in: to get new pages takes longer than to fill them.
+#pragma once
+
+// It is known to the library, so that it can be let go while no call runs (rc_give_back).
+class KeptOfThread {
+  public:
+    KeptOfThread(const KeptOfThread&) = delete;
+    KeptOfThread& operator=(const KeptOfThread&) = delete;
+    virtual void let_go() = 0;
+
+  protected:
+    KeptOfThread();
+    virtual ~KeptOfThread() = default;
+    void forget();  // before what is kept ends: another thread might let it go
+};
+
+template <class What>
+class Kept final : public KeptOfThread {
+  public:
+    ~Kept() { forget(); }
+    What& operator*() { return what_; }
+    void let_go() override { what_ = What{}; }
+
+  private:
+    What what_;
+};

@@ -34,6 +34,9 @@ _HAND_OVER_S = 5.0
 _PAUSE_S = 30.0
 """After the server would not share."""
 
+_REST_S = 1.0
+"""A region that no call has used for so long is emptied: its pages count to the server too."""
+
 _ALIGNMENT_BYTES = 64
 
 Bytes = npt.NDArray[np.uint8]
@@ -46,11 +49,16 @@ class Region:
     Attributes:
         id: What requests name it by.
         memory: Its bytes.
+        used_at_s: When the last call that used it ended.
+        is_empty: Whether it has no pages, and so takes no memory, until the next call.
     """
 
     id: bytes
     memory: Bytes
     connection: socket.socket
+    _mapping: mmap.mmap
+    used_at_s: float = 0.0
+    is_empty: bool = True
 
     def put(self, arrays: Sequence[npt.NDArray[np.generic]]) -> list[int]:
         """Copies arrays there; returns where each begins."""
@@ -61,6 +69,12 @@ class Region:
             offsets.append(at)
             at = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         return offsets
+
+    def empty(self) -> None:
+        """Frees its pages, here and at the server. Not while a call uses it."""
+        with contextlib.suppress(OSError):  # a kernel that cannot
+            self._mapping.madvise(mmap.MADV_REMOVE)
+        self.is_empty = True
 
     def close(self) -> None:
         """Tells the server that it is not needed any more."""
@@ -79,6 +93,7 @@ class RegionPool:
         self._lock = threading.Lock()
         self._idle: list[Region] = []
         self._count = 0
+        self._is_watched = False
         self._not_before_s = 0.0 if path is not None else float("inf")
 
     def take(self, size_bytes: int) -> Region | None:
@@ -105,8 +120,14 @@ class RegionPool:
 
     def give_back(self, region: Region) -> None:
         """After a call that ended well."""
+        region.used_at_s, region.is_empty = time.monotonic(), False
         with self._lock:
             self._idle.append(region)
+            if self._is_watched:
+                return
+            self._is_watched = True
+        with contextlib.suppress(RuntimeError):  # at the interpreter's end there are no new threads
+            threading.Thread(target=self._empty_unused, name="recollect-regions", daemon=True).start()
 
     def give_up(self, region: Region | None) -> None:
         """After one that did not: the server may still write there. None: it could not be opened."""
@@ -140,6 +161,16 @@ class RegionPool:
                 self._idle.pop().close()
                 self._count -= 1
 
+    def _empty_unused(self) -> None:
+        """Empties regions that nobody uses any more, until those are all."""
+        while self._is_watched:
+            time.sleep(_REST_S)
+            with self._lock:
+                for region in self._idle:
+                    if not region.is_empty and time.monotonic() - region.used_at_s >= _REST_S:
+                        region.empty()
+                self._is_watched = not all(region.is_empty for region in self._idle)
+
     def attach(self, reply: pb.OpenRegionResponse) -> Region:
         """Takes over what the server opened.
 
@@ -158,11 +189,11 @@ class RegionPool:
                 opened.callback(os.close, descriptors[0])
                 if os.fstat(descriptors[0]).st_size < reply.bytes:
                     raise OSError("the server's region is smaller than it says")
-                memory = np.frombuffer(mmap.mmap(descriptors[0], reply.bytes), np.uint8)
+                mapping = mmap.mmap(descriptors[0], reply.bytes)
         except BaseException:
             connection.close()
             raise
-        return Region(reply.region, memory, connection)
+        return Region(reply.region, np.frombuffer(mapping, np.uint8), connection, mapping)
 
 
 def open_request(size_bytes: int) -> pb.OpenRegionRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.server_process import ServerProcess
 
 STREAMS = ["a", "b"]
 TOKENS, TOP_K, DIM = 300, 40, 32
+PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -72,6 +74,29 @@ def test_a_client_uses_its_regions_again(rng: np.random.Generator) -> None:
         pool = pool_of(client)
         assert pool._count == len(pool._idle) <= 2
         assert pool._not_before_s == 0.0
+
+
+def pages_of(process: int | str) -> int:
+    """Bytes of memory that is shared with others, as far as a process has it mapped."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("RssShmem:")]
+    return int(line.split()[1]) * 1024
+
+
+def test_regions_that_nobody_uses_take_no_memory(rng: np.random.Generator) -> None:
+    """An idle client keeps as much memory of the server's as its largest answer took."""
+    with ServerProcess() as server, recollect.connect(server.unix_url) as client:
+        before = pages_of(server.process.pid), pages_of("self")
+        memory = filled(client, rng)
+        for _ in range(2):
+            read(memory)
+            end = time.monotonic() + PATIENCE_S
+            while (pages_of(server.process.pid), pages_of("self")) != before:
+                assert time.monotonic() < end, "the pages of regions are kept"
+                time.sleep(0.05)
+            assert pool_of(client)._count >= 1
+        memory.add(STREAMS, 400)
+        read(memory)
 
 
 def test_threads_share_a_client_and_not_a_region(rng: np.random.Generator) -> None:

@@ -1,0 +1,110 @@
+"""What the kernels' threads keep to calculate in, and give back when the process rests."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from recollect_server.domain.arrays import DenseArray, from_float32
+from recollect_server.domain.spec import Dtype
+from recollect_server.engine import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+
+HEADS, QUERIES, ROWS, DIM, TOP_K = 2, 40, 3000, 64, 8
+EACH = 65_536 * 4
+"""Bytes of keys as a thread lays them out for several queries."""
+
+
+NAMES = (
+    "arena",
+    "ordblks",
+    "smblks",
+    "hblks",
+    "hblkhd",
+    "usmblks",
+    "fsmblks",
+    "uordblks",
+    "fordblks",
+    "keepcost",
+)
+
+
+class Mallinfo2(ctypes.Structure):
+    """See mallinfo2(3)."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in NAMES)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Of the kernels: more than one."""
+    kernels.use_threads(2)
+    yield
+    kernels.use_threads(1)
+
+
+@pytest.fixture
+def drawn() -> tuple[DenseArray, DenseArray]:
+    """Queries [heads, n, D], which have to be widened, and keys [heads, slots, D]."""
+    rng = np.random.default_rng(0)
+    queries, keys = (rng.standard_normal((HEADS, n, DIM)).astype(np.float32) for n in (QUERIES, ROWS))
+    return from_float32(queries, Dtype.FLOAT16), from_float32(keys, Dtype.FLOAT32)
+
+
+def check_search(queries: DenseArray, keys: DenseArray) -> None:
+    """Finds what NumPy finds."""
+    best = kernels.Best(HEADS * QUERIES, TOP_K)
+    kernels.scan(
+        best,
+        queries.raw,
+        keys.raw,
+        query_dtype=queries.dtype,
+        key_dtype=keys.dtype,
+        rows=slice(0, ROWS),
+    )
+    products = queries.float32().astype(np.float64) @ keys.float32().astype(np.float64).transpose(0, 2, 1)
+    wanted = -np.sort(-products, axis=-1)[..., :TOP_K]
+    np.testing.assert_allclose(best.ordered()[0].reshape(wanted.shape), wanted, rtol=0, atol=1e-4)
+
+
+def in_use() -> int:
+    """Bytes that this process has of its allocator."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    return int(info.hblkhd + info.uordblks)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the allocator is not glibc's")
+def test_what_threads_calculate_in_is_given_back(drawn: tuple[DenseArray, DenseArray]) -> None:
+    """A server at rest keeps what its largest search took, once for each thread."""
+    for _ in range(2):
+        check_search(*drawn)
+        gc.collect()
+        before = in_use()
+        kernels.give_back()
+        assert before - in_use() >= EACH
+
+
+def test_nothing_is_given_back_under_a_search(drawn: tuple[DenseArray, DenseArray]) -> None:
+    """A server that comes to rest frees what a search that begins just then calculates in."""
+    ended = threading.Event()
+
+    def give_back() -> None:
+        while not ended.is_set():
+            kernels.give_back()
+
+    resting = threading.Thread(target=give_back)
+    resting.start()
+    try:
+        for _ in range(50):
+            check_search(*drawn)
+    finally:
+        ended.set()
+        resting.join()

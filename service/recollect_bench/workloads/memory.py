@@ -24,18 +24,18 @@ class _Held:
     """Bytes beyond keys and values.
 
     Attributes:
-        at_rest: More than when a small bank of the same kind had been filled and searched.
-        since_start: More than when the server was new: code that ran and buffers of the wire count too.
-        at_work: The same, before it has come to rest.
+        since_start: More than when the server was new, at rest: code that ran, and what the wire keeps, too.
+        since_few: More than when it held a small bank of the same kind, at rest.
+        at_work: As `since_start`, before it has come to rest.
     """
 
-    at_rest: int
     since_start: int
+    since_few: int
     at_work: int
 
 
 def run(scale: Scale) -> Outcome:
-    """Growth of the server's resident memory, less keys and values, by 1,048,576 x 64, and by fewer."""
+    """Growth of the server's resident memory since its start, less keys and values, by 1,048,576 x 64."""
     outcome = Outcome()
     sizes = [scale.size(entries) for entries in SIZES]
     data = datasets.make("subspace", entries=max(sizes), queries=64, seed=scale.seed)
@@ -50,12 +50,12 @@ def run(scale: Scale) -> Outcome:
                 Figure(
                     "memory",
                     f"{index}, {entries:,} x {data.dim} float32",
-                    f"{held.at_rest / entries:.1f} bytes per entry",
-                    ratio=held.at_rest / entries,
+                    f"{held.since_start / entries:.1f} bytes per entry",
+                    ratio=held.since_start / entries,
                     goal=GOAL if entries == sizes[-1] else "",
                     limit=f"{data.dim * 8} bytes of key and value",
-                    note=f"{engine}; the process holds {held.at_rest / 1e6:.1f} MB more than with "
-                    f"{scale.size(WARM):,} entries, {held.since_start / 1e6:.1f} more than at its start; "
+                    note=f"{engine}; the process holds {held.since_start / 1e6:.1f} MB more than at its start, "
+                    f"{held.since_few / 1e6:.1f} more than with {scale.size(WARM):,} entries; "
                     f"{held.at_work / 1e6:.1f} before it has come to rest"
                     + (f"; {more:.1f} bytes for each beyond {sizes[0]:,}" if entries > sizes[0] else ""),
                 )
@@ -80,7 +80,8 @@ def _filled(data: datasets.DataSet, entries: int, index: Index, scale: Scale) ->
         at_work = _resident_bytes(server.pid)
         at_rest = _at_rest(server.pid, scale)
         since_start = at_rest - new - (entries + few) * each
-        return _Held(at_rest - before - entries * each, since_start, at_work - at_rest + since_start), engine
+        since_few = at_rest - before - entries * each
+        return _Held(since_start, since_few, at_work - at_rest + since_start), engine
 
 
 def _at_rest(pid: int, scale: Scale) -> int:

@@ -1,7 +1,8 @@
 // What a thread keeps to calculate in: to get new pages takes longer than to fill them.
 #pragma once
 
-// It is known to the library, so that it can be let go while no call runs (rc_give_back).
+// It is known to the library, so that it can be let go while no call runs (rc_give_back): a function of
+// library.cpp that leads to one has to be `Calling`.
 class KeptOfThread {
   public:
     KeptOfThread(const KeptOfThread&) = delete;

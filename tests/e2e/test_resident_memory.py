@@ -23,7 +23,8 @@ pytestmark = [
 ENTRIES, DIM, BLOCK = 131_072, 64, 8192
 EACH = 2 * DIM * 4
 BEYOND_MAX = 2_000_000
-"""Seen: 0.1 MB, on a busy machine too. It was 19 MB with two processors, and more with more, before anything was given back."""
+"""Seen: 0.1 MB, on a busy machine too. Before anything was given back it was 19 MB with two processors, and
+more with more."""
 
 REST_S, PATIENCE_S = 3.0, 60.0
 
@@ -43,9 +44,9 @@ def resident_at_rest(server: ServerProcess) -> int:
 def test_freed_memory_is_given_back() -> None:
     """A server keeps what messages and outgrown buffers took for ever: more for each thread that saw some."""
     block = np.random.default_rng(0).standard_normal((1, 1, BLOCK, DIM)).astype(np.float32)
-    # Not over the unix socket: there large tensors lie in memory that the client shares. The memory is looked at
-    # without a connection: as long as one is open, gRPC keeps what it means to read into next, and that is as much
-    # as a round of large messages was, by chance 2 to 6 MB.
+    # Not over the unix socket: there large tensors lie in memory that the client shares. And the server is
+    # looked at when no connection is open: for as long as one is, gRPC keeps what it means to read into next.
+    # That is as much as it has found to read at once, by chance 2 to 6 MB of these messages.
     with ServerProcess() as server:
         with recollect.connect(server.tcp_url) as client:
             ns = client.create_namespace(

@@ -54,8 +54,8 @@ def run(scale: Scale) -> Outcome:
                     ratio=held.since_start / entries,
                     goal=GOAL if entries == sizes[-1] else "",
                     limit=f"{data.dim * 8} bytes of key and value",
-                    note=f"{engine}; the process holds {held.since_start / 1e6:.1f} MB more than at its start, "
-                    f"{held.since_few / 1e6:.1f} more than with {scale.size(WARM):,} entries; "
+                    note=f"{engine}; the process holds {held.since_start / 1e6:.1f} MB more than at its "
+                    f"start, {held.since_few / 1e6:.1f} more than with {scale.size(WARM):,} entries; "
                     f"{held.at_work / 1e6:.1f} before it has come to rest"
                     + (f"; {more:.1f} bytes for each beyond {sizes[0]:,}" if entries > sizes[0] else ""),
                 )

@@ -23,11 +23,17 @@ RESTING = 0.05
 WORTH_S = 0.02
 """Who has used so much processor time since the last time may have something to give back again."""
 
-_M_ARENA_MAX = -8  # of malloc.h
+FROM_HEAP_BYTES, KEPT_BYTES = 32 * 1024 * 1024, 64 * 1024 * 1024
+"""Smaller blocks come from the heap, and so much that is free at its end stays there until the server rests.
+
+It is what glibc would learn from the largest blocks that it learns from. Until it has, answers of megabytes
+are given back as soon as they are sent, and the pages of the next one are asked for, and cleared, anew."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def use_one_arena() -> None:
-    """Has all threads take memory from one arena. Call it before there are threads.
+    """Has all threads take memory from one arena, large blocks too. Call it before there are threads.
 
     What one thread frees is then used by the next one, and all of it can be given back: of arenas beyond the
     first, glibc never gives back the top. The interpreter's lock keeps threads from asking at once.
@@ -35,6 +41,8 @@ def use_one_arena() -> None:
     library = _glibc()
     if library is not None:
         library.mallopt(_M_ARENA_MAX, 1)
+        library.mallopt(_M_MMAP_THRESHOLD, FROM_HEAP_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 async def trim_at_rest() -> None:

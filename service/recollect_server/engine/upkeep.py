@@ -322,7 +322,7 @@ class Index:
     def _fill(self, sample: Float32, head: int) -> Generator[int, None, None]:
         """Copies keys of live entries to sample [n, D], at random and perhaps one twice."""
         # Which ones is no secret and no matter; that they are the same each time makes runs comparable.
-        # (Python's own: NumPy's generators are 3 MB of code that nothing else here needs.)
+        # (Python's own: NumPy's generators are 2 MB that nothing else here needs.)
         chance = Random(len(sample))
         for first in range(0, len(sample), SAMPLED_TOGETHER):
             part = sample[first : first + SAMPLED_TOGETHER]

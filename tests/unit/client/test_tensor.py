@@ -45,9 +45,10 @@ def test_bfloat16_rounds_as_torch_does(bits: npt.NDArray[np.uint32]) -> None:
 @given(upper=st.integers(0, 2**15 - 1), lower=st.integers(-3, 3), sign=st.sampled_from([-1.0, 1.0]))
 def test_bfloat16_of_float64_rounds_once(upper: int, lower: int, sign: float) -> None:
     """A float64 just beside a tie would be rounded to the tie first, and then the wrong way."""
-    pair = (np.array([upper, upper + 1], dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
-    if not np.isfinite(pair).all():
+    neighbours = (np.array([upper, upper + 1], dtype=np.uint32) << 16).view(np.float32)
+    if not np.isfinite(neighbours).all():
         return
+    pair = neighbours.astype(np.float64)
     value = (pair[0] + pair[1]) / 2
     for _ in range(abs(lower)):
         value = np.nextafter(value, pair[1] if lower > 0 else pair[0])

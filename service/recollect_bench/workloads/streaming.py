@@ -20,7 +20,7 @@ from recollect_bench.scale import Scale
 from recollect_bench.timing import SPIN_S, Spread
 from recollect_bench.truth import recall
 
-ENTRIES, STEP, TOP_K, STEPS = 65_536, 512, 32, 40
+ENTRIES, STEP, TOP_K, STEPS, ON_END = 65_536, 512, 32, 40, 8
 CHECKED_EVERY, STEPS_LEAST = 4, 3
 SAMPLE, SETTLE_S = 512, 10.0
 GOALS = {"mixture": 10.0, "sphere": 3.0}
@@ -150,18 +150,28 @@ def _theirs(peer: Peer, job: _Job) -> Callable[[int], tuple[float, NDArray[np.in
 
 
 def _take_turns(contenders: dict[str, Contender], job: _Job, scale: Scale) -> None:
-    """Step by step in turn; who has used up his time is done, but for a few steps."""
-    share_s = scale.seconds_max / 2
-    for number in range(min(STEPS, 2 * scale.rounds + 1)):
+    """Some steps on end, then the next one's; who has used up his time is done, but for a few steps.
+
+    On end, since that is what such a job does. After each step alone a contender that keeps its index in the
+    background would do so in the time of the others.
+    """
+    share_s, steps = scale.seconds_max / 2, min(STEPS, 2 * scale.rounds + 1)
+    for first in range(0, steps, ON_END):
         for contender in contenders.values():
-            if len(contender.seconds) >= STEPS_LEAST and sum(contender.seconds) > share_s:
-                continue
-            time.sleep(SPIN_S)
-            seconds, ids = contender.step(number)
-            if number:  # the first warms up
-                contender.seconds.append(seconds)
-            if number % CHECKED_EVERY == 1:
-                contender.recalls.append(job.recall(number, ids, evicts=contender.evicts))
+            if len(contender.seconds) < STEPS_LEAST or sum(contender.seconds) <= share_s:
+                time.sleep(SPIN_S)
+                _some_steps(contender, job, range(first, min(steps, first + ON_END)))
+
+
+def _some_steps(contender: Contender, job: _Job, numbers: range) -> None:
+    answers: list[tuple[int, NDArray[np.integer]]] = []
+    for number in numbers:
+        seconds, ids = contender.step(number)
+        if number:  # the first warms up
+            contender.seconds.append(seconds)
+        if number % CHECKED_EVERY == 1:
+            answers.append((number, ids))
+    contender.recalls += [job.recall(number, ids, evicts=contender.evicts) for number, ids in answers]
 
 
 def _report(name: str, contenders: dict[str, Contender], outcome: Outcome) -> None:

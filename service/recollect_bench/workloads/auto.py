@@ -67,7 +67,7 @@ def _ask(bank: _Bank, spaces: dict[str, recollect.Namespace], scale: Scale, outc
         queries = data.queries[:number]
         calls = {engine: _search(space, queries) for engine, space in spaces.items()}
         # Most take a millisecond or a few: as often as there is time for, or chance decides the ratio.
-        times = alternate(calls, rounds=4 * scale.rounds, seconds_max=scale.seconds_max / 5, warm=2)
+        times = alternate(calls, rounds=4 * scale.rounds, seconds_max=scale.seconds_max / 8, warm=2)
         sample = data.queries[: min(number, SAMPLE)]
         recalls = {}
         for engine, space in spaces.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Literal, cast
 
@@ -75,18 +76,19 @@ class GrpcTransport:
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and hands each part of its answer on, or all of it in shared memory."""
-        region = self._region(collector.size_bytes, timeout_s)
+        left_s = _time_left(timeout_s)
+        region = self._region(collector.size_bytes, left_s)
         if region is not None:
             asked = asked_into(request, region)
             with self._regions.lent(region):
-                answer = self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
+                answer = self.call(SEARCH, asked, pb.SearchResponse, timeout_s=left_s())
                 collector.take_shared(answer, region.memory)
                 return collector.finish()
         with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
                 method, request_serializer=_serialize
             )
-            parts = open_stream(request, timeout=timeout_s, metadata=self._metadata + headers)
+            parts = open_stream(request, timeout=left_s(), metadata=self._metadata + headers)
             try:
                 for part in parts:
                     collector.take(part)
@@ -98,21 +100,22 @@ class GrpcTransport:
         self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request, its tensors in shared memory if there is some, and waits for its answer."""
-        region = self._region(upload.size_bytes, timeout_s)
+        left_s = _time_left(timeout_s)
+        region = self._region(upload.size_bytes, left_s)
         if region is not None:
             with self._regions.lent(region):
-                return self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
-        return self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
+                return self.call(method, upload.beside(region), reply_type, timeout_s=left_s())
+        return self.call(method, upload.whole(), reply_type, timeout_s=left_s())
 
-    def _region(self, size_bytes: int, timeout_s: float | None) -> Region | None:
+    def _region(self, size_bytes: int, left_s: Callable[[], float | None]) -> Region | None:
         """One for a call; None where the server shares none, or all are in use."""
         region = self._regions.take(size_bytes)
         if region is not None or not self._regions.may_open():
             return region
         try:
             asked = open_request(size_bytes)
-            opened = self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=timeout_s)
-            return self._regions.attach(opened)
+            opened = self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=left_s())
+            return self._regions.attach(opened, left_s())
         except BaseException as error:
             self._regions.give_up(None)
             if isinstance(error, REFUSALS):
@@ -158,18 +161,19 @@ class AsyncGrpcTransport:
         self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and hands each part of its answer on, or all of it in shared memory."""
-        region = await self._region(collector.size_bytes, timeout_s)
+        left_s = _time_left(timeout_s)
+        region = await self._region(collector.size_bytes, left_s)
         if region is not None:
             asked = asked_into(request, region)
             with self._regions.lent(region):
-                answer = await self.call(SEARCH, asked, pb.SearchResponse, timeout_s=timeout_s)
+                answer = await self.call(SEARCH, asked, pb.SearchResponse, timeout_s=left_s())
                 collector.take_shared(answer, region.memory)
                 return collector.finish()
         with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._opened().unary_stream(
                 method, request_serializer=_serialize
             )
-            parts = open_stream(request, timeout=timeout_s, metadata=self._metadata + headers)
+            parts = open_stream(request, timeout=left_s(), metadata=self._metadata + headers)
             try:
                 async for part in parts:
                     collector.take(part)
@@ -181,21 +185,23 @@ class AsyncGrpcTransport:
         self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request, its tensors in shared memory if there is some, and waits for its answer."""
-        region = await self._region(upload.size_bytes, timeout_s)
+        left_s = _time_left(timeout_s)
+        region = await self._region(upload.size_bytes, left_s)
         if region is not None:
             with self._regions.lent(region):
-                return await self.call(method, upload.beside(region), reply_type, timeout_s=timeout_s)
-        return await self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
+                return await self.call(method, upload.beside(region), reply_type, timeout_s=left_s())
+        return await self.call(method, upload.whole(), reply_type, timeout_s=left_s())
 
-    async def _region(self, size_bytes: int, timeout_s: float | None) -> Region | None:
+    async def _region(self, size_bytes: int, left_s: Callable[[], float | None]) -> Region | None:
         """One for a call; None where the server shares none, or all are in use."""
         region = self._regions.take(size_bytes)
         if region is not None or not self._regions.may_open():
             return region
         try:
             asked = open_request(size_bytes)
-            opened = await self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=timeout_s)
-            return await asyncio.to_thread(self._regions.attach, opened)
+            opened = await self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=left_s())
+            async with asyncio.timeout(left_s()):  # all threads may be busy
+                return await asyncio.to_thread(self._regions.attach, opened, left_s())
         except BaseException as error:
             self._regions.give_up(None)
             if isinstance(error, REFUSALS):
@@ -246,6 +252,12 @@ class _Translated:
 def closed(url: str) -> ClosedError:
     """The error for any use after close."""
     return ClosedError(f"the client of {url} is closed")
+
+
+def _time_left(timeout_s: float | None) -> Callable[[], float | None]:
+    """What is left of a call's time, for a call that takes several messages; None: it has no end."""
+    end_s = None if timeout_s is None else time.monotonic() + timeout_s
+    return lambda: None if end_s is None else max(0.0, end_s - time.monotonic())
 
 
 def _encryption(target: Target, tls: TLS | None) -> grpc.ChannelCredentials | None:

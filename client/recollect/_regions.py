@@ -171,15 +171,15 @@ class RegionPool:
                         region.empty()
                 self._is_watched = not all(region.is_empty for region in self._idle)
 
-    def attach(self, reply: pb.OpenRegionResponse) -> Region:
-        """Takes over what the server opened.
+    def attach(self, reply: pb.OpenRegionResponse, left_s: float | None = None) -> Region:
+        """Takes over what the server opened, within the time that its call has left.
 
         Raises:
             OSError: Its socket does not hand it over.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(_HAND_OVER_S)
+            connection.settimeout(_HAND_OVER_S if left_s is None else min(_HAND_OVER_S, left_s))
             connection.connect(f"{self._path}{_SOCKET_SUFFIX}")
             connection.sendall(reply.region)
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf.message import Message
 
 import recollect
+from recollect import _grpc_transport as transports
 from recollect import _regions as regions
+from recollect._url import parse_url
+from recollect._work import ADD, Reply
+from recollect.v1 import memory_pb2 as pb
 from tests.clients import blocking_client
 from tests.contract.memories import CheckedMemory, Memories
 from tests.server_process import ServerProcess
 
 STREAMS = ["a", "b"]
+UPLOAD_S = 0.3
 TOKENS, TOP_K, DIM = 300, 40, 32
 PATIENCE_S = 30.0
 
@@ -174,3 +182,70 @@ def test_a_path_without_room_for_another_socket(rng: np.random.Generator, tmp_pa
         read(filled(client, rng))
         assert pool_of(client)._count == 0
         assert "too long" in server.log
+
+
+class Upload:
+    """An add that is worth a region, and is never answered."""
+
+    size_bytes = regions.SHARED_FROM_BYTES
+
+    def whole(self) -> Message:
+        return pb.AddRequest()
+
+    def beside(self, region: regions.Region) -> Message:
+        return pb.AddRequest(region=region.id)
+
+
+class Timed(transports.GrpcTransport):
+    """Notes how long each of its messages may take."""
+
+    allowed_s: list[float | None]
+
+    def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        self.allowed_s = [*vars(self).get("allowed_s", []), timeout_s]
+        return super().call(method, request, reply_type, timeout_s=timeout_s)
+
+
+class AsyncTimed(transports.AsyncGrpcTransport):
+    """Notes how long each of its messages may take."""
+
+    allowed_s: list[float | None]
+
+    async def call(
+        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
+    ) -> Reply:
+        self.allowed_s = [*vars(self).get("allowed_s", []), timeout_s]
+        return await super().call(method, request, reply_type, timeout_s=timeout_s)
+
+
+def unanswered_upload(url: str) -> list[float | None]:
+    """What the messages of an upload were allowed each."""
+    transport = Timed(parse_url(url), None)
+    with pytest.raises(recollect.DeadlineExceededError):
+        transport.upload(ADD, Upload(), pb.AddResponse, timeout_s=UPLOAD_S)
+    transport.close()
+    return transport.allowed_s
+
+
+async def async_unanswered_upload(url: str) -> list[float | None]:
+    """The same, from an event loop."""
+    transport = AsyncTimed(parse_url(url), None)
+    with pytest.raises(recollect.DeadlineExceededError):
+        await transport.upload(ADD, Upload(), pb.AddResponse, timeout_s=UPLOAD_S)
+    await transport.close()
+    return transport.allowed_s
+
+
+def test_the_wait_for_a_region_is_of_the_calls_time() -> None:
+    """A server that hangs makes a call wait twice as long as its caller allowed."""
+    with ServerProcess() as server:
+        server.process.send_signal(signal.SIGSTOP)
+        for first_s, second_s in (
+            unanswered_upload(server.unix_url),
+            asyncio.run(async_unanswered_upload(server.unix_url)),
+        ):
+            assert first_s is not None
+            assert second_s is not None
+            assert second_s < first_s / 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
+import stat
 
 from recollect_server.rpc.regions import ID_BYTES, Regions
 
@@ -39,6 +41,7 @@ class HandOver:
         self._mode = mode
         self._connections: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
+        self._inode = 0  # of the socket's file
         self._accepting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -46,12 +49,19 @@ class HandOver:
         if len(self._path.encode()) > PATH_BYTES_MAX:
             log.warning("no memory is shared over %s: its path is too long", self._path)
             return
-        if os.path.exists(self._path):  # of a server that is gone: gRPC's socket was free
-            os.unlink(self._path)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(self._path).st_mode):  # its server is gone: gRPC's socket was free
+                os.unlink(self._path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
-        listener.bind(self._path)
+        try:
+            listener.bind(self._path)
+        except OSError as error:  # somebody's file is there
+            log.warning("no memory is shared over %s: %s", self._path, error)
+            listener.close()
+            return
         os.chmod(self._path, self._mode)
+        self._inode = os.lstat(self._path).st_ino
         listener.listen(BACKLOG)
         self._listener = listener
         self._accepting = asyncio.create_task(self._accept(listener))
@@ -64,9 +74,12 @@ class HandOver:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # Before the socket is closed, which keeps its inode from being another file's.
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(self._path).st_ino == self._inode:  # not of a server that came after this one
+                os.unlink(self._path)
         self._listener.close()
         self._listener = None
-        os.unlink(self._path)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

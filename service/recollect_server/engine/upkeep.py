@@ -68,7 +68,8 @@ class Index:
         self._job: Generator[int, None, None] | None = None
         self._samples: list[deque[tuple[Float32, int]]] = [deque(maxlen=SAMPLES) for _ in range(spec.heads)]
         self._fresh = [0] * spec.heads
-        self._searched = 0  # work of searches since the last comparison
+        # Work of searches since the last comparison. Of each head: else some would have it all.
+        self._searched = [0] * spec.heads
         self._given_up_at = [0] * spec.heads  # entries, when lists were found to be of no use
         self._written = [0] * spec.heads  # since then
         self._sampled, self._found = 0, 0.0
@@ -140,7 +141,7 @@ class Index:
         """Notes a search, and keeps a few of its queries [N, D] for comparing."""
         if self.is_too_small(entries) or self._spec.recall >= 1:
             return
-        self._searched += cost
+        self._searched[head] += cost
         self._fresh[head] += 1
         step = max(1, len(queries) // 4)
         for query in queries[self._fresh[head] % step :: step][:4]:
@@ -209,7 +210,7 @@ class Index:
             return self._train if seen_enough else None
         cost = len(samples) * entries * self._spec.key_dim
         cost += file.search_work(len(samples), entries) - file.search_work(0, entries)  # not one by itself
-        if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched:
+        if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched[head]:
             return self._compare
         return None
 
@@ -262,7 +263,7 @@ class Index:
         if file is None:
             return
         count, recall = yield from self._judge(head, file)
-        self._searched = 0
+        self._searched[head] = 0
         if count:
             self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
             self._found += count * recall

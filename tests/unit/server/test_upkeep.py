@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 import pytest
@@ -272,3 +272,20 @@ def test_recall_is_told_once_and_as_it_was() -> None:
     np.testing.assert_allclose(sum(queries * recall for queries, recall in told), state.found)
     assert all(0 <= recall <= 1 for _, recall in told)
     assert bank.bank.untold_recall() == (0, 0.0)
+
+
+@pytest.mark.parametrize("queries", [1, 4, 64])
+def test_every_head_is_compared(monkeypatch: pytest.MonkeyPatch, queries: int) -> None:
+    """Heads use up what may be spent on comparing before others: these never learn that they find less."""
+    made, bank = Mixture(), IndexedBank(8000, heads=3)
+    bank.add(bank.draw(made, 8000))
+    bank.trained(made)
+    compared, compare = [0] * bank.heads, upkeep.Index._compare
+
+    def counted(index: upkeep.Index, head: int) -> Generator[int, None, None]:
+        compared[head] += 1
+        return compare(index, head)
+
+    monkeypatch.setattr(upkeep.Index, "_compare", counted)
+    bank.read(made, 400, queries=queries)
+    assert min(compared) > 0.6 * max(compared), compared

@@ -285,13 +285,15 @@ class Index:
             for first in range(0, len(queries), SAMPLES_MIN):
                 if moves != self._moves or not (hits >= 0).any():
                     break  # entries have moved: these hits are of other slots
-                asked, wanted = queries[first : first + SAMPLES_MIN], hits[first : first + SAMPLES_MIN]
                 keys, dtype, live = self._keys[head], self._spec.dtype, list(self._live)
+                asked = queries[first : first + SAMPLES_MIN]
+                wanted = _those_in(live, hits[first : first + SAMPLES_MIN])  # the oldest may be gone since
                 if file.is_trusted:
                     found = yield from _in_steps(file.search(asked, keys, dtype, live=live, top_k=top_k))
+                    if moves != self._moves:
+                        break
                     recalls += [_recall(*pair) for pair in zip(found[1], wanted, strict=True)]
-                if moves == self._moves:
-                    file.learn(asked, wanted, keys=keys, dtype=dtype, live=live)
+                file.learn(asked, wanted, keys=keys, dtype=dtype, live=live)
                 yield SAMPLES_MIN * file.centroids.size
         file.settle(self._spec.recall)
         return len(recalls), float(np.mean(recalls)) if recalls else 1.0
@@ -365,6 +367,14 @@ def _in_steps(search: Steps[tuple[Float32, Int64]]) -> Generator[int, None, tupl
     except StopIteration as finished:
         found: tuple[Float32, Int64] = finished.value
         return found
+
+
+def _those_in(live: Sequence[slice], slots: Int64) -> Int64:
+    """Slots that are in live ones; -1 in place of others."""
+    there = np.zeros(slots.shape, dtype=np.bool_)
+    for part in live:
+        there |= (slots >= part.start) & (slots < part.stop)
+    return np.where(there, slots, np.int64(-1))
 
 
 def _recall(found: Int64, wanted: Int64) -> float:

@@ -289,3 +289,25 @@ def test_every_head_is_compared(monkeypatch: pytest.MonkeyPatch, queries: int) -
     monkeypatch.setattr(upkeep.Index, "_compare", counted)
     bank.read(made, 400, queries=queries)
     assert min(compared) > 0.6 * max(compared), compared
+
+
+@pytest.mark.parametrize("evicts", ["one that is in the midst", "the oldest"])
+def test_recall_is_of_entries_that_stay(monkeypatch: pytest.MonkeyPatch, evicts: str) -> None:
+    """Entries that move or go while a search is compared count as not found: a recall is told that was not."""
+    made, bank = Mixture(), IndexedBank(4000)
+    bank.add(bank.draw(made, 4000))
+    bank.trained(made)
+    small_slices(monkeypatch, 20_000)
+    for turns in range(0, 300, 4):
+        for _ in range(40):
+            run_through(bank.bank.search(bank.draw(made, 64), 10))
+        before = bank.bank.index_state
+        for turn in range(1000):
+            if turn == turns:
+                bank.evict(Oldest(1600) if evicts == "the oldest" else ByIds(bank.ids[1:2]))
+            if not bank.bank.wants_upkeep:
+                break
+            run_through(bank.bank.upkeep())
+        after = bank.bank.index_state
+        bank.add(bank.draw(made, 4000 - bank.ids.size))
+        assert after.found - before.found >= 0.8 * (after.sampled - before.sampled), turns

@@ -1,4 +1,4 @@
-"""The socket for regions shares its folder with other files, and its path with the servers before and after."""
+"""The socket for regions shares its folder with others' files, and its path with servers before and after."""
 
 from __future__ import annotations
 

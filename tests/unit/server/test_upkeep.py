@@ -293,7 +293,7 @@ def test_every_head_is_compared(monkeypatch: pytest.MonkeyPatch, queries: int) -
 
 @pytest.mark.parametrize("evicts", ["one that is in the midst", "the oldest"])
 def test_recall_is_of_entries_that_stay(monkeypatch: pytest.MonkeyPatch, evicts: str) -> None:
-    """Entries that move or go while a search is compared count as not found: a recall is told that was not."""
+    """Entries that move or go while a search is compared count as not found: the recall told is wrong."""
     made, bank = Mixture(), IndexedBank(4000)
     bank.add(bank.draw(made, 4000))
     bank.trained(made)

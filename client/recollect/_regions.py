@@ -78,6 +78,8 @@ class Region:
 
     def close(self) -> None:
         """Tells the server that it is not needed any more."""
+        with contextlib.suppress(OSError):  # the server is gone
+            self.connection.shutdown(socket.SHUT_RDWR)  # a process that was forked holds it open too
         self.connection.close()
 
 
@@ -93,7 +95,7 @@ class RegionPool:
         self._lock = threading.Lock()
         self._idle: list[Region] = []
         self._count = 0
-        self._is_watched = False
+        self._is_watched = self._is_closed = False
         self._not_before_s = 0.0 if path is not None else float("inf")
 
     def take(self, size_bytes: int) -> Region | None:
@@ -122,6 +124,10 @@ class RegionPool:
         """After a call that ended well."""
         region.used_at_s, region.is_empty = time.monotonic(), False
         with self._lock:
+            if self._is_closed:
+                self._count -= 1
+                region.close()
+                return
             self._idle.append(region)
             if self._is_watched:
                 return
@@ -154,8 +160,9 @@ class RegionPool:
             self.give_back(region)
 
     def close(self) -> None:
-        """Gives all up that are not in use."""
+        """Gives all up: those that are in use when their calls end."""
         with self._lock:
+            self._is_closed = True
             self._not_before_s = float("inf")
             while self._idle:
                 self._idle.pop().close()

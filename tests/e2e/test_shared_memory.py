@@ -174,6 +174,31 @@ def test_a_call_that_fails_gives_its_region_up(rng: np.random.Generator) -> None
         read(memory)
 
 
+def test_regions_end_with_their_client(rng: np.random.Generator) -> None:
+    """Processes forked from a client, or calls that end after it, keep its regions as long as they live."""
+    with ServerProcess(limits={"regions_max": 1}) as server:
+        with recollect.connect(server.unix_url) as client:
+            memory = filled(client, rng)
+            pool = pool_of(client)
+            in_use = pool.take(0)
+            assert in_use is not None
+            forked = in_use.connection.dup()  # as a child has it
+        pool.give_back(in_use)
+        assert in_use.connection.fileno() == -1
+        with forked:
+            end = time.monotonic() + PATIENCE_S
+            while True:  # a client that is refused one does not ask again for a while
+                with recollect.connect(server.unix_url) as other:
+                    q = memory.queries(2, TOKENS)
+                    other.namespace(memory.ns.name).search(
+                        0, q, top_k=TOP_K, streams=STREAMS, include=["values"]
+                    )
+                    if pool_of(other)._idle:
+                        break
+                assert time.monotonic() < end
+                time.sleep(0.05)
+
+
 def test_a_path_without_room_for_another_socket(rng: np.random.Generator, tmp_path: Path) -> None:
     """A server whose socket has the longest name that there may be does not start, or cannot be used."""
     path = tmp_path / "s"

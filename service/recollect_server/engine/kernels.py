@@ -127,7 +127,7 @@ def use_threads(threads: int) -> None:
 
 
 def give_back() -> None:
-    """Frees what threads keep to calculate in; their next calls get it anew. Not while one is running."""
+    """Frees what threads keep to calculate in; their next calls get it anew. Nothing while one is running."""
     if library.cache_info().currsize:
         library().rc_give_back()
 

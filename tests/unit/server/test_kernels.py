@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, from_float32
+from recollect_server.domain.arrays import DenseArray, Raw, from_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
+from tests.unit.server.scanned_keys import Float64, check, in_64, normal, scanned
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
 
-Float64 = NDArray[np.float64]
 DIMS, QUERIES, ROWS = (1, 7, 16, 33, 64, 100, 768), (1, 2, 3, 4, 9, 70), (1, 31, 32, 33, 1000)
-
-
-def normal(rng: np.random.Generator, *shape: int, dtype: Dtype = Dtype.FLOAT32) -> DenseArray:
-    return from_float32(rng.standard_normal(shape).astype(np.float32), dtype)
-
-
-def in_64(array: DenseArray) -> Float64:
-    return array.float32().astype(np.float64)
-
-
-def scanned(
-    queries: DenseArray,
-    keys: DenseArray,
-    top_k: int,
-    *,
-    parts: Sequence[slice],
-    bias: Float32 | None = None,
-) -> tuple[Float32, Int64]:
-    """Scores and slots [heads, n, K]."""
-    heads, count, _ = queries.shape
-    best = kernels.Best(heads * count, top_k)
-    for rows in parts:
-        kernels.scan(
-            best,
-            queries.raw,
-            keys.raw,
-            query_dtype=queries.dtype,
-            key_dtype=keys.dtype,
-            rows=rows,
-            bias=bias,
-        )
-    scores, slots = best.ordered()
-    return scores.reshape(heads, count, top_k), slots.reshape(heads, count, top_k)
-
-
-def check(
-    found: tuple[Float32, Int64],
-    queries: DenseArray,
-    keys: DenseArray,
-    *,
-    parts: Sequence[slice],
-    bias: Float32 | None = None,
-) -> None:
-    """Slots must be distinct, live and among the best; scores theirs, descending; the rest padding."""
-    scores, slots = found
-    live = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-    real = in_64(queries) @ in_64(keys).transpose(0, 2, 1)
-    sizes = np.abs(in_64(queries)) @ np.abs(in_64(keys)).transpose(0, 2, 1)
-    if bias is not None:
-        real, sizes = real + bias, sizes + np.abs(bias)
-    count = min(live.size, slots.shape[-1])
-    assert (slots[..., count:] == -1).all()
-    assert np.isneginf(scores[..., count:]).all()
-    assert np.isin(slots[..., :count], live).all()
-    assert (np.diff(np.sort(slots[..., :count], axis=-1), axis=-1) > 0).all(), "the same slot twice"
-    assert (np.diff(scores[..., :count], axis=-1) <= 0).all(), "not in order"
-    error = 2.0**-21 * np.sqrt(queries.shape[-1]) * sizes.max() + 1e-37
-    mine = np.take_along_axis(real, slots[..., :count], axis=-1)
-    np.testing.assert_allclose(scores[..., :count], mine, rtol=0, atol=error)
-    wanted = -np.sort(-real[..., live], axis=-1)[..., :count]
-    np.testing.assert_allclose(scores[..., :count], wanted, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))

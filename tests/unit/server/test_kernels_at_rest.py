@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from recollect_server.domain.arrays import DenseArray, from_float32
+from recollect_server.domain.arrays import DenseArray
 from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
+from tests.unit.server.scanned_keys import check, normal, scanned
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
+pytestmark = [
+    pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled"),
+    pytest.mark.usefixtures("threads"),
+]
 
 HEADS, QUERIES, ROWS, DIM, TOP_K = 2, 40, 3000, 64, 8
 EACH = 65_536 * 4
@@ -41,36 +44,17 @@ class Mallinfo2(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_size_t) for name in NAMES)
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Of the kernels: more than one."""
-    kernels.use_threads(2)
-    yield
-    kernels.use_threads(1)
-
-
 @pytest.fixture
 def drawn() -> tuple[DenseArray, DenseArray]:
     """Queries [heads, n, D], which have to be widened, and keys [heads, slots, D]."""
     rng = np.random.default_rng(0)
-    queries, keys = (rng.standard_normal((HEADS, n, DIM)).astype(np.float32) for n in (QUERIES, ROWS))
-    return from_float32(queries, Dtype.FLOAT16), from_float32(keys, Dtype.FLOAT32)
+    return normal(rng, HEADS, QUERIES, DIM, dtype=Dtype.FLOAT16), normal(rng, HEADS, ROWS, DIM)
 
 
 def check_search(queries: DenseArray, keys: DenseArray) -> None:
     """Finds what NumPy finds."""
-    best = kernels.Best(HEADS * QUERIES, TOP_K)
-    kernels.scan(
-        best,
-        queries.raw,
-        keys.raw,
-        query_dtype=queries.dtype,
-        key_dtype=keys.dtype,
-        rows=slice(0, ROWS),
-    )
-    products = queries.float32().astype(np.float64) @ keys.float32().astype(np.float64).transpose(0, 2, 1)
-    wanted = -np.sort(-products, axis=-1)[..., :TOP_K]
-    np.testing.assert_allclose(best.ordered()[0].reshape(wanted.shape), wanted, rtol=0, atol=1e-4)
+    parts = [slice(0, ROWS)]
+    check(scanned(queries, keys, TOP_K, parts=parts), queries, keys, parts=parts)
 
 
 def in_use() -> int:

@@ -33,6 +33,7 @@ X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mpopcnt"],
 }
+X86["amx"] = [*X86["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 """Instruction sets beyond the processor's least, and what the compiler calls them."""
 
 NO_COMPILER = (
@@ -65,13 +66,14 @@ def compile_library(root: Path) -> Path | None:
     made_from = _made_from(sources, command)
     if library.exists() and bytes.fromhex(made_from) in library.read_bytes():
         return library
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    variants = {"generic": [], **_of_x86(command)}
     parts = {
         f"{source}-{name}": [*flags, f"-DRC_ISA={name}", "-c", str(sources / f"{source}.cpp")]
         for source in ("isa", "codes")
-        for name, flags in {"generic": [], **(X86 if x86 else {})}.items()
+        for name, flags in variants.items()
     }
-    parts["library"] = [*(["-DRC_X86"] if x86 else []), "-c", str(sources / "library.cpp")]
+    there = [f"-DRC_HAS_{name.upper()}" for name in variants]
+    parts["library"] = [*there, "-c", str(sources / "library.cpp")]
     with tempfile.TemporaryDirectory() as folder:
         objects = [f"{folder}/{name}.o" for name in parts]
         running = [
@@ -89,6 +91,18 @@ def compile_library(root: Path) -> Path | None:
         subprocess.run([*command, "-shared", "-pthread", mark, *objects, "-o", str(made)], check=True)
         made.replace(library)
     return library
+
+
+def _of_x86(command: list[str]) -> dict[str, list[str]]:
+    """The instruction sets that this compiler knows, if this is such a machine."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return {}
+    test = [*command, "-x", "c++", "-fsyntax-only", os.devnull]
+    return {
+        name: flags
+        for name, flags in X86.items()
+        if subprocess.run([*test, *flags], capture_output=True, check=False).returncode == 0
+    }
 
 
 def _made_from(sources: Path, command: list[str]) -> str:

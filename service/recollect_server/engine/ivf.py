@@ -19,30 +19,9 @@ from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import codes, kernels
+from recollect_server.engine.costs import ALONE, CALL, CENTROID, PAIR, PRODUCT, ROW, SELECT
 from recollect_server.engine.kernel_lists import Lists, Probing
 from recollect_server.engine.ranges import Ranges, common
-
-CALL = 24_000_000
-"""Multiply-adds that a search takes as long as, beside what follows. (Fitted to times, as the others: of
-banks that other work has pushed out of the processor's caches, since questions seldom find one there.)"""
-
-CENTROID = 2.5
-"""Of an element of a centroid and a query: its products, and finding those that are large."""
-
-PAIR = 440
-"""Of looking with one query into one list, beyond what is in it."""
-
-ROW = 40
-"""Of an element of a key: to fetch it from anywhere, and to lay it out for the queries that share it."""
-
-PRODUCT, SELECT = 0.7, 48
-"""Of an element of a key and a query that shares it; and of the two, beyond their elements."""
-
-ALONE = 17
-"""Of an element of a key of the lists that a query asks by itself."""
-
-FEW = 3
-"""So many queries are multiplied with keys as they lie; for more, keys are laid out anew."""
 
 NEAREST, NEAREST_MORE = 8, 256
 """Times top_k, or twice that and so many more: so many entries show how good a candidate has to be."""
@@ -365,12 +344,6 @@ def _in_turns(
         left = yield int(cumulative[part.stop - 1] - done)
         first, done = part.stop, float(cumulative[part.stop - 1])
     return left
-
-
-def exact_work(queries: int, entries: int, dim: int) -> int:
-    """What exact search takes, in the same measure as `InvertedFile.search_work` and as carefully."""
-    each_key = (8.3 + 5.2 * (queries > FEW) + 0.75 * queries) * dim + 6.8 * queries
-    return int(6_000_000 + 400_000 * queries + each_key * entries)
 
 
 def scan_exactly(

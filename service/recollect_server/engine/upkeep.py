@@ -14,7 +14,8 @@ from recollect_server.domain.ports import IndexState
 from recollect_server.domain.spec import IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
-from recollect_server.engine.ivf import InvertedFile, exact_work, scan_exactly
+from recollect_server.engine.costs import exact_work
+from recollect_server.engine.ivf import InvertedFile, scan_exactly
 from recollect_server.engine.kmeans import centroids_of
 
 ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}

@@ -75,5 +75,6 @@ def test_with_the_kernels_a_server_says_for_which_processor(caplog: pytest.LogCa
     assert isinstance(store, KernelStore)
     (record,) = caplog.records
     assert record.message in {
-        f"searching on the CPU with the compiled kernels ({isa})" for isa in ("generic", "avx2", "avx512")
+        f"searching on the CPU with the compiled kernels ({isa})"
+        for isa in ("generic", "avx2", "avx512", "amx")
     }

@@ -1,6 +1,11 @@
 // The functions that Python calls: they cut work into tasks for a few threads.
 #include <unistd.h>
 
+#if defined(RC_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -17,20 +22,45 @@
 #include "kept.h"
 
 namespace generic { extern const Isa isa; }
-#if defined(RC_X86)
+#if defined(RC_HAS_AVX2)
 namespace avx2 { extern const Isa isa; }
+#endif
+#if defined(RC_HAS_AVX512)
 namespace avx512 { extern const Isa isa; }
+#endif
+#if defined(RC_HAS_AMX)
+namespace amx { extern const Isa isa; }
 #endif
 
 namespace {
 
+#if defined(RC_HAS_AMX)
+// Whether there is a matrix unit for bfloat16, and the kernel lets this process use it.
+bool has_amx() {
+    constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return false;
+    return __builtin_cpu_supports("avx512bf16") && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+}
+#endif
+
+#if defined(RC_HAS_AVX512)
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 const Isa* isa_named(const char* name) {
     const auto is_wanted = [name](const Isa& isa) { return !*name || !std::strcmp(name, isa.name); };
-#if defined(RC_X86)
-    __builtin_cpu_init();
-    if (is_wanted(avx512::isa) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return &avx512::isa;
+#if defined(RC_HAS_AMX)
+    if (is_wanted(amx::isa) && has_avx512() && has_amx()) return &amx::isa;
+#endif
+#if defined(RC_HAS_AVX512)
+    if (is_wanted(avx512::isa) && has_avx512()) return &avx512::isa;
+#endif
+#if defined(RC_HAS_AVX2)
     if (is_wanted(avx2::isa) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::isa;
 #endif
     return is_wanted(generic::isa) ? &generic::isa : nullptr;

@@ -197,4 +197,55 @@ static inline void add_scaled(float weight, const typename Type::Element* from, 
     for (; d < dim; ++d) to[d] += weight * Type::scalar(from[d]);
 }
 
+// Turns W vectors of W elements.
+#if defined(__AVX512F__)
+static inline void transpose(Vec* r) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 8; ++i) {
+        a[2 * i] = _mm512_castps_si512(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]));
+        a[2 * i + 1] = _mm512_castps_si512(_mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512i lo = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88), hi = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
+        const __m512i lo2 = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88),
+                      hi2 = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
+        r[i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(lo, lo2, 0x88));
+        r[i + 8] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(lo, lo2, 0xdd));
+        r[i + 4] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(hi, hi2, 0x88));
+        r[i + 12] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(hi, hi2, 0xdd));
+    }
+}
+#elif defined(__AVX2__)
+static inline void transpose(Vec* r) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+        b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
+        b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+        b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
+#else
+static inline void transpose(Vec* r) {
+    Vec t[W];
+    for (int i = 0; i < W; ++i)
+        for (int j = 0; j < W; ++j) t[j][i] = r[i][j];
+    for (int i = 0; i < W; ++i) r[i] = t[i];
+}
+#endif
+
 }  // namespace RC_ISA

@@ -16,7 +16,7 @@ from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
 from recollect_server.engine.kernel_lists import Lists, Probing
 from tests.unit.server.conftest import use_instruction_set
-from tests.unit.server.scanned_keys import check, normal, scanned
+from tests.unit.server.scanned_keys import Float64, check, normal, scanned
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
 
@@ -33,6 +33,12 @@ def same_without(isa: str, search: Callable[[], tuple[Float32, Int64]]) -> tuple
         np.testing.assert_array_equal(found[1], plain[1])
         np.testing.assert_array_equal(found[0].view(np.uint32), plain[0].view(np.uint32))
     return found
+
+
+def in_float32(queries: Float64, keys: Float64) -> tuple[DenseArray, DenseArray]:
+    """Both, for a search."""
+    asked, held = (from_float32(array.astype(np.float32), Dtype.FLOAT32) for array in (queries, keys))
+    return asked, held
 
 
 def check_scan(
@@ -101,7 +107,7 @@ def test_errors_that_all_add_up(isa: str, of_queries: bool) -> None:
         keys[0, :2500, :28] += step
     queries = np.full((1, QUERIES, 64), lowered if of_queries else 1, np.float32)
     parts = [slice(0, 2500), slice(2500, KEYS)]
-    wide = [from_float32(array, Dtype.FLOAT32) for array in (queries, keys)]
+    wide = in_float32(queries.astype(np.float64), keys.astype(np.float64))
     found = same_without(isa, lambda: scanned(*wide, len(better), parts=parts))
     assert (found[1] == better).all()
 
@@ -116,7 +122,7 @@ def test_the_very_small_and_the_very_large(isa: str, scale: float, of_queries: b
     small *= scale
     if scale < 1e-37:  # what is below the normal numbers can make products that are not
         other *= 1e6
-    wide = [from_float32(a.astype(np.float32), Dtype.FLOAT32) for a in (queries, keys)]
+    wide = in_float32(queries, keys)
     found = same_without(isa, lambda: scanned(wide[0], wide[1], 16, parts=[slice(0, KEYS)]))
     if scale >= 1e-30:  # (of numbers below the normal ones float32 keeps few digits)
         check(found, *wide, parts=[slice(0, KEYS)])
@@ -127,7 +133,7 @@ def test_sums_that_only_overflow_in_another_order(isa: str) -> None:
     keys = np.tile(np.array([3e19, -3e19], np.float32), 32)[None, None].repeat(KEYS, axis=1)
     keys[0, :, 63] *= 1 + np.random.default_rng(7).permutation(KEYS).astype(np.float32) / (16 * KEYS)
     queries = np.full((1, QUERIES, 64), 1e19, np.float32)
-    check_scan(isa, *(from_float32(a, Dtype.FLOAT32) for a in (queries, keys)), 16)
+    check_scan(isa, *in_float32(queries.astype(np.float64), keys.astype(np.float64)), 16)
 
 
 def test_keys_of_all_lengths_side_by_side(isa: str, threads: int) -> None:
@@ -136,7 +142,7 @@ def test_keys_of_all_lengths_side_by_side(isa: str, threads: int) -> None:
     keys = rng.standard_normal((1, KEYS, 64)) * 10.0 ** rng.uniform(-6, 6, (1, KEYS, 1))
     queries = rng.standard_normal((1, QUERIES, 64)) * 10.0 ** rng.uniform(-6, 6, (1, QUERIES, 1))
     queries[0, 5] = 0
-    wide = [from_float32(a.astype(np.float32), Dtype.FLOAT32) for a in (queries, keys)]
+    wide = in_float32(queries, keys)
     found = same_without(isa, lambda: scanned(wide[0], wide[1], 16, parts=[slice(0, KEYS)]))
     for n in range(QUERIES):
         one = DenseArray(wide[0].raw[:, n : n + 1], Dtype.FLOAT32)

@@ -3,8 +3,9 @@
 A message costs client and server about half a millisecond whatever is in it; what a decoding step asks for
 takes less. So of the attends that are alike but for their streams and queries (of one namespace and layer,
 with the same top_k, scale, ...) one at a time is on its way: those that come meanwhile are collected, and
-leave together when it is back. Nothing waits for a clock: what finds none on its way is sent at once. The
-server would do the reads of a namespace one after the other anyway.
+leave together when it is back. Nothing waits for a clock: what finds none on its way is sent in the event
+loop's next turn, with whatever else came in this one. The server would do the reads of a namespace one after
+the other anyway.
 """
 
 from __future__ import annotations
@@ -132,10 +133,13 @@ class AsyncCoalescing:
         waiting = _Waiting(cast("pb.AttendRequest", request), size, timeout_s)
         flight = self._flights.join(waiting)
         if flight is not None:
-            try:
-                return await self._inner.call(method, request, reply_type, timeout_s=timeout_s)
-            finally:
-                self._go_on(method, flight)
+            if await self._leaves_alone(method, flight):
+                try:
+                    return await self._inner.call(method, request, reply_type, timeout_s=waiting.left_s())
+                finally:
+                    self._go_on(method, flight)
+            flight.waiting.appendleft(waiting)
+            self._go_on(method, flight)
         try:
             async with asyncio.timeout(timeout_s):
                 reply = await waiting.answer
@@ -160,6 +164,15 @@ class AsyncCoalescing:
     async def close(self) -> None:
         """Closes the transport beneath."""
         await self._inner.close()
+
+    async def _leaves_alone(self, method: str, flight: _Flight) -> bool:
+        """Lets those join who come in this turn of the event loop; whether nobody did."""
+        try:
+            await asyncio.sleep(0)
+        except BaseException:  # its caller gave up; others may have joined
+            self._go_on(method, flight)
+            raise
+        return not flight.waiting
 
     def _go_on(self, method: str, flight: _Flight) -> None:
         batch = self._flights.landed(flight)

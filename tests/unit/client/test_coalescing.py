@@ -126,7 +126,7 @@ def test_everybody_gets_the_own_rows(with_ids: bool) -> None:
         answers = await asyncio.gather(
             *(world.together.attend(0, q, top_k=5, streams=s, with_ids=with_ids) for q, s in asked)
         )
-        assert world.watched.rows == [1, sum(len(s) for _, s in asked) - 1]
+        assert world.watched.rows == [sum(len(s) for _, s in asked)]
         for (q, s), answer in zip(asked, answers, strict=True):
             assert_same(answer, await world.plain.attend(0, q, top_k=5, streams=s, with_ids=with_ids))
 
@@ -196,7 +196,7 @@ def test_a_batch_is_bounded() -> None:
         await asyncio.gather(*calls)
         assert max(world.watched.rows) == ROWS_MAX
         assert sum(world.watched.rows) == 3 * ROWS_MAX
-        assert len(world.watched.rows) == 4
+        assert len(world.watched.rows) == 3
 
     run(check)
 
@@ -236,5 +236,42 @@ def test_who_leaves_takes_nobody_along() -> None:
         world.watched.go.set()
         assert_same(await kept, await world.plain.attend(0, queries(3), top_k=5, streams=["s3"]))
         await world.together.attend(0, queries(4), top_k=5, streams=["s4"])
+
+    run(check)
+
+
+def test_who_leaves_before_it_is_sent_takes_nobody_along() -> None:
+    """The first of a turn of the loop is cancelled in it: those that joined it wait for ever."""
+
+    async def check(world: World) -> None:
+        first = asyncio.create_task(world.together.attend(0, queries(0), top_k=5, streams=["s0"]))
+        kept = asyncio.create_task(world.together.attend(0, queries(3), top_k=5, streams=["s3"]))
+        await asyncio.sleep(0)
+        assert not world.watched.rows
+        first.cancel()
+        async with asyncio.timeout(60):
+            answer = await kept
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert world.watched.rows == [1]
+        assert_same(answer, await world.plain.attend(0, queries(3), top_k=5, streams=["s3"]))
+        await world.together.attend(0, queries(4), top_k=5, streams=["s4"])
+
+    run(check)
+
+
+def test_who_has_an_error_of_its_own_is_told_by_itself() -> None:
+    """The first of a turn of the loop asks for what is refused: those that joined it are refused, too."""
+
+    async def check(world: World) -> None:
+        asked = [("nobody", 0), ("s1", 1), ("s2", 2)]
+        answers = await asyncio.gather(
+            *(world.together.attend(0, queries(n), top_k=5, streams=[name]) for name, n in asked),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[0], recollect.NotFoundError)
+        for (name, n), answer in zip(asked[1:], answers[1:], strict=True):
+            assert isinstance(answer, recollect.AttendResult)
+            assert_same(answer, await world.plain.attend(0, queries(n), top_k=5, streams=[name]))
 
     run(check)

@@ -17,6 +17,7 @@ from recollect_server.engine import kernels
 from recollect_server.engine.costs import exact_work
 from recollect_server.engine.ivf import InvertedFile, scan_exactly
 from recollect_server.engine.kmeans import centroids_of
+from recollect_server.engine.recall import recall_of, those_in
 
 ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
 """Fewer are searched exactly: there is nothing to be gained."""
@@ -278,29 +279,31 @@ class Index:
         kept = list(self._samples[head])
         self._samples[head].clear()
         self._fresh[head] = 0
-        recalls = []
+        recalls: list[float] = []
         for top_k in sorted({top_k for _, top_k in kept}):
             queries = np.stack([query for query, of in kept if of == top_k])
-            hits = yield from self._true_hits(head, queries, top_k)
+            scores, hits = yield from self._true_hits(head, queries, top_k)
             moves = self._moves
             for first in range(0, len(queries), SAMPLES_MIN):
                 if moves != self._moves or not (hits >= 0).any():
                     break  # entries have moved: these hits are of other slots
                 keys, dtype, live = self._keys[head], self._spec.dtype, list(self._live)
-                asked = queries[first : first + SAMPLES_MIN]
-                wanted = _those_in(live, hits[first : first + SAMPLES_MIN])  # the oldest may be gone since
+                part = slice(first, first + SAMPLES_MIN)
+                asked, wanted = queries[part], those_in(live, hits[part])  # the oldest may be gone since
                 if file.is_trusted:
                     found = yield from _in_steps(file.search(asked, keys, dtype, live=live, top_k=top_k))
                     if moves != self._moves:
                         break
-                    recalls += [_recall(*pair) for pair in zip(found[1], wanted, strict=True)]
+                    recalls += map(recall_of, found[0], np.where(wanted >= 0, scores[part], -np.inf))
                 file.learn(asked, wanted, keys=keys, dtype=dtype, live=live)
                 yield SAMPLES_MIN * file.centroids.size
         file.settle(self._spec.recall)
         return len(recalls), float(np.mean(recalls)) if recalls else 1.0
 
-    def _true_hits(self, head: int, queries: Float32, top_k: int) -> Generator[int, None, Int64]:
-        """What exact search finds for queries [N, D]: slots [N, K]; none if entries keep moving."""
+    def _true_hits(
+        self, head: int, queries: Float32, top_k: int
+    ) -> Generator[int, None, tuple[Float32, Int64]]:
+        """What exact search finds for queries [N, D]: scores, slots [N, K]; none if entries keep moving."""
         count, dim = queries.shape
         best, rows_max = kernels.Best(count, top_k), _rows(STEP, count * dim)
         for _ in range(JUDGED_ANEW):
@@ -321,7 +324,7 @@ class Index:
             if moves == self._moves:
                 break
             best = kernels.Best(count, top_k)
-        return best.ordered()[1]
+        return best.ordered()
 
     def _fill(self, sample: Float32, head: int) -> Generator[int, None, None]:
         """Copies keys of live entries to sample [n, D], at random and perhaps one twice."""
@@ -368,20 +371,6 @@ def _in_steps(search: Steps[tuple[Float32, Int64]]) -> Generator[int, None, tupl
     except StopIteration as finished:
         found: tuple[Float32, Int64] = finished.value
         return found
-
-
-def _those_in(live: Sequence[slice], slots: Int64) -> Int64:
-    """Slots that are in live ones; -1 in place of others."""
-    there = np.zeros(slots.shape, dtype=np.bool_)
-    for part in live:
-        there |= (slots >= part.start) & (slots < part.stop)
-    return np.where(there, slots, np.int64(-1))
-
-
-def _recall(found: Int64, wanted: Int64) -> float:
-    """Of one query: the share of the slots wanted [K] that were found [K]."""
-    wanted = wanted[wanted >= 0]
-    return float(np.isin(wanted, found).mean()) if wanted.size else 1.0
 
 
 def _rows(step: int, each: int) -> int:

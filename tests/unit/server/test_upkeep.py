@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 import pytest
 
-from recollect_server.domain.arrays import from_float32
+from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.spec import Dtype, IndexChoice
 from recollect_server.domain.steps import run_through
@@ -272,6 +272,24 @@ def test_recall_is_told_once_and_as_it_was() -> None:
     np.testing.assert_allclose(sum(queries * recall for queries, recall in told), state.found)
     assert all(0 <= recall <= 1 for _, recall in told)
     assert bank.bank.untold_recall() == (0, 0.0)
+
+
+def test_entries_that_score_alike_are_as_good_as_each_other() -> None:
+    """Of keys that score alike others are found than by exact search: lists are given up for nothing."""
+    made, bank = Mixture(), IndexedBank(8000)
+
+    def signs(size: int) -> DenseArray:
+        return from_float32(np.sign(bank.draw(made, size).float32()), Dtype.FLOAT32)
+
+    bank.add(signs(8000))
+    for _ in range(80):
+        run_through(bank.bank.search(signs(64), 10))
+        bank.upkeep()
+    state = bank.bank.index_state
+    assert state.index == "ivf"
+    assert state.sampled > 0
+    assert state.found / state.sampled >= 0.95
+    assert bank.check(signs(200)) >= 0.95
 
 
 @pytest.mark.parametrize("queries", [1, 4, 64])

@@ -76,6 +76,21 @@ def test_of_equal_scores_the_lower_slot_comes_first(isa: str, threads: int, coun
         assert row[40:].tolist() == np.flatnonzero(order == second)[:20].tolist()
 
 
+@pytest.mark.parametrize("top_k", [1, 8, 32])
+@pytest.mark.parametrize("count", [1, 3, 10, 78])
+def test_threads_that_share_keys_keep_the_lower_slots(isa: str, threads: int, count: int, top_k: int) -> None:
+    """What threads found apart is put together in any order: of many equal scores later ones are taken."""
+    rng = np.random.default_rng(count)
+    q, keys = (
+        from_float32(np.sign(rng.standard_normal((1, n, 17))).astype(np.float32), Dtype.FLOAT32)
+        for n in (count, 24_000)
+    )
+    found = scanned(q, keys, top_k, parts=[slice(0, 2000), slice(2000, 24_000)])
+    real = in_64(q)[0] @ in_64(keys)[0].T
+    order = np.lexsort((np.broadcast_to(np.arange(24_000), real.shape), -real), axis=1)[:, :top_k]
+    np.testing.assert_array_equal(found[1][0], order)
+
+
 @pytest.mark.parametrize("dtype", list(Dtype))
 @pytest.mark.parametrize("what", ["zero queries", "zero keys", "equal keys"])
 def test_when_all_score_alike(isa: str, threads: int, dtype: Dtype, what: str) -> None:

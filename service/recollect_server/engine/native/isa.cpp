@@ -303,11 +303,19 @@ static void accumulate(const float* rows, const int64_t* assigned, int64_t n, in
     }
 }
 
+// They come in any order: one that is just as good as the worst that is kept may have a lower slot.
 static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
     const float* scores = from.scores + query * from.room;
     const int32_t* slots = from.slots + query * from.room;
-    for (int32_t i = 0; i < from.counts[query]; ++i)
-        if (scores[i] > best.thresholds[query]) push(best, query, scores[i], slots[i]);
+    for (int32_t i = 0; i < from.counts[query]; ++i) {
+        const bool is_as_good = scores[i] == best.thresholds[query];
+        if (is_as_good && best.top_k == 1) {
+            int32_t& kept = best.slots[query * best.room];
+            kept = std::min(kept, slots[i]);
+        } else if (is_as_good || scores[i] > best.thresholds[query]) {
+            push(best, query, scores[i], slots[i]);
+        }
+    }
 }
 
 #define RC_STRING(name) #name

@@ -37,5 +37,5 @@ def exact_work(queries: int, entries: int, dim: int) -> int:
     """What exact search takes, in the same measure as `InvertedFile.search_work` and as carefully."""
     each_key = (8.3 + 5.2 * (queries > FEW) + 0.75 * queries) * dim + 6.8 * queries
     if queries >= ROUNDED_MIN and kernels.has_tiles():
-        each_key = min(each_key, (25 + 0.25 * queries) * dim + 2 * queries)
+        each_key = min(each_key, (40 + 0.47 * queries) * dim + 4 * queries)
     return int(6_000_000 + 400_000 * queries + each_key * entries)

@@ -29,11 +29,12 @@ LIBRARY = Path("service/recollect_server/engine/_native.so")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off", "-Wall"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # GCC's own headers of vector types set these off
 
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mpopcnt"]
 X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mpopcnt"],
+    "avx512": AVX512,
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
-X86["amx"] = [*X86["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 """Instruction sets beyond the processor's least, and what the compiler calls them."""
 
 NO_COMPILER = (

@@ -126,9 +126,6 @@ class AsyncRunner:
             await self._transport.close()
 
     async def _run(self, work: Work[Reply, Result], deadline: Deadline) -> Result:
-        if work.count == 1:  # most work
-            work.accept(0, await self._send(work, 0, deadline))
-            return work.finish()
         waiting = iter(range(work.count))
 
         async def take_parts() -> None:

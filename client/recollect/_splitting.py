@@ -68,17 +68,17 @@ def split_grid(
         InvalidArgumentError: One token alone is beyond the limit.
     """
     token_bytes = max(weight.up, weight.down)
-    row_bytes = _ROW_BYTES + max([len(name.encode()) for name in names])
+    row_bytes = _ROW_BYTES + max(len(name.encode()) for name in names)
     rows_cap = min(rows, limits.rows_max or rows)
     tokens_cap = min(tokens, limits.tokens_max or tokens)
     if limits.message_bytes_max:
         tensors = limits.message_bytes_max
         beside = _BESIDE_BYTES_MAX - _ENVELOPE_BYTES - len(namespace.encode())
         budgets = [(tensors, weight.up), (down_bytes_max or tensors, weight.down)]
-        rows_fit = min([room // max(tokens_cap * each, 1) for room, each in budgets])
+        rows_fit = min(room // max(tokens_cap * each, 1) for room, each in budgets)
         if rows_fit < 1:
             rows_fit = 1
-            tokens_cap = min(tokens_cap, *[room // max(each, 1) for room, each in budgets])
+            tokens_cap = min(tokens_cap, *(room // max(each, 1) for room, each in budgets))
         rows_cap = min(rows_cap, rows_fit, max(1, beside // row_bytes))
     if tokens_cap < 1:
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""What searches take in the compiled kernels, as multiply-adds: by which exact search and lists compare.
+"""What searches take in the compiled kernels, in multiply-adds: so exact search and lists are compared.
 
 Fitted to times of banks that other work has pushed out of the processor's caches, since questions seldom find
 one there.
@@ -30,7 +30,7 @@ FEW = 3
 """Of exact search: so many queries are multiplied with keys as they lie; for more, keys are laid out anew."""
 
 ROUNDED_MIN = 24
-"""So many queries are first multiplied as rounded numbers, where there is a matrix unit."""
+"""So many queries are first multiplied as rounded numbers, where there is a matrix unit (`rounded.h`)."""
 
 
 def exact_work(queries: int, entries: int, dim: int) -> int:

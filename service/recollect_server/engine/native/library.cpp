@@ -54,6 +54,9 @@ bool has_avx512() {
 
 const Isa* isa_named(const char* name) {
     const auto is_wanted = [name](const Isa& isa) { return !*name || !std::strcmp(name, isa.name); };
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
 #if defined(RC_HAS_AMX)
     if (is_wanted(amx::isa) && has_avx512() && has_amx()) return &amx::isa;
 #endif

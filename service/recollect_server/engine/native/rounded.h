@@ -147,7 +147,7 @@ static Size pack_rounded(const Rows& rows, int64_t first, int dim, TileRow* pane
                 _mm512_store_si512(panel + d, rounded<Type>(row, d * DEPTH, dim, squares));
             of_all[r] = squares.all, of_rest[r] = squares.rest, bits = _mm512_or_si512(bits, squares.bits);
         }
-        all = most(sums(of_all), all), rest = most(sums(of_rest), rest);  // in this order, but for what is no number
+        all = most(sums(of_all), all), rest = most(sums(of_rest), rest);  // the second, if the first is no number
     }
     return size_of(all, rest, bits);
 }
@@ -348,7 +348,7 @@ static inline bool rounding_pays(int64_t rows, int64_t n, const RcBest& best, co
 // As many(), with few products in float32: of panels with the queries that may have something better there.
 template <class Type, class Rows, class Filter>
 static void many_rounded(const Rows& rows, const float* const* queries, const int64_t* ids, int64_t n, int dim,
-                          const float* bias, const RcBest& best, const Filter& wanted) {
+                         const float* bias, const RcBest& best, const Filter& wanted) {
     static thread_local Kept<RoundedScratch> kept;
     RoundedScratch& own = *kept;
     const int64_t together = panels_together(rows.size(), n);

@@ -5,6 +5,7 @@
 #   FAISS            cpu or gpu (default: gpu where an NVIDIA driver answers)
 #   TORCH_INDEX_URL  one more package index to look for torch on, e.g. that of its CPU builds. Without
 #                    it pip takes the default build, which on Linux brings the CUDA libraries along
+#   TEST_JOBS        test files that `make test` runs at the same time (default: 2; many of them wait)
 #   ARGS             arguments for demo, serve, test, bench and checkpoint, e.g. make demo ARGS="--minutes 20"
 
 SHELL := /bin/sh
@@ -18,6 +19,8 @@ PROTO := recollect/v1/memory.proto
 GENERATED := client/recollect/v1
 LOCKED := pyproject.toml constraints.txt
 KERNELS := hatch_build.py $(wildcard service/recollect_server/engine/native/*)
+
+TEST_JOBS ?= 2
 
 ifndef FAISS
 FAISS := $(shell if nvidia-smi >/dev/null 2>&1 || [ -e /proc/driver/nvidia/version ]; then echo gpu; else echo cpu; fi)
@@ -65,7 +68,7 @@ serve: $(RUN_STAMP)  ## a development server on a unix socket, ./recollect.sock
 
 .PHONY: test
 test: $(DEV_STAMP)  ## run the tests, all but the slow ones
-	@$(PY) -m pytest -m "not slow" $(ARGS)
+	@$(PY) -m pytest -m "not slow" --numprocesses $(TEST_JOBS) --dist loadfile $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(DEV_STAMP)  ## run the slow tests

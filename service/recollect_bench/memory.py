@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import recollect
@@ -105,6 +105,11 @@ class Engine:
     probes: int = 0
     reason: str = ""
 
+    def is_like(self, other: Engine) -> bool:
+        """Whether the two are alike: how many lists a query looks into moves a little all the time."""
+        near = abs(self.probes - other.probes) <= 0.1 * max(self.probes, other.probes)
+        return near and replace(self, probes=0) == replace(other, probes=0)
+
     def __str__(self) -> str:
         if self.index == "ivf":
             return f"ivf, {self.probes} of {self.lists:,} lists"
@@ -135,7 +140,7 @@ def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> En
     while wanted != "exact":
         space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM])
         before, now, moment = now, engine_of(space), time.monotonic()
-        changed = changed if before == now else moment
+        changed = changed if now.is_like(before) else moment
         under_way = "being made" in now.reason
         known = (now.index == "ivf" or now.reason) and not under_way
         patience = QUIET_S if known else PATIENCE_S if wanted == "auto" and not under_way else seconds

@@ -93,10 +93,13 @@ class Margin:
         self._needed += np.bincount(steps, minlength=STEPS + 1)
 
     def settle(self, wanted: float) -> None:
-        """Goes far enough to find the share of hits that is wanted; what was learnt will count for less."""
+        """Goes far enough to find the share of hits that is wanted."""
         found = self._needed.cumsum(dtype=np.float64)
         if found[-1]:
             self.far = float(np.searchsorted(found, wanted * found[-1])) * STEP
+
+    def fade(self) -> None:
+        """Lets what was learnt count for less beside what comes."""
         self._needed *= KEPT
 
 
@@ -221,11 +224,16 @@ class Codes:
             self._margins.setdefault(asked, Margin()).learn(needed[np.isfinite(needed)])
 
     def settle(self, recall: float) -> float:
-        """Takes the margins that what was learnt says; returns the recall that is left to lists."""
+        """Takes the margins that what was learnt says; returns the share of hits that they let through."""
         wanted = 1 - FEWER * (1 - recall)
         for margin in self._margins.values():
             margin.settle(wanted)
-        return min(1.0, recall / wanted)
+        return wanted
+
+    def fade(self) -> None:
+        """Lets what was learnt count for less beside what comes."""
+        for margin in self._margins.values():
+            margin.fade()
 
     def _margin_of(self, top_k: int) -> float:
         learnt = [asked for asked in self._margins if asked <= top_k]

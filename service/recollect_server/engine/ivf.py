@@ -22,14 +22,10 @@ from recollect_server.engine import codes, kernels
 from recollect_server.engine.costs import ALONE, CALL, CENTROID, PAIR, PRODUCT, ROW, SELECT
 from recollect_server.engine.kernel_lists import Lists, Probing
 from recollect_server.engine.ranges import Ranges, common
+from recollect_server.engine.reach import KEPT, Reach
 
 NEAREST, NEAREST_MORE = 8, 256
 """Times top_k, or twice that and so many more: so many entries show how good a candidate has to be."""
-
-BINS, FARTHEST = 512, 4.0
-"""How finely reaches are told apart, up to the largest that is."""
-
-SCALE = BINS / FARTHEST
 
 TINY = np.finfo(np.float32).tiny
 
@@ -43,50 +39,9 @@ LEAST = 0.05
 REMEMBERED = 256
 """Queries that are told apart: the same one again says nothing new."""
 
-KEPT = 0.8
-"""How much earlier samples still count when new ones come."""
-
-
-class Reach:
-    """How far queries have to reach to find what they ask for: learnt from where true hits were.
-
-    Attributes:
-        far: In radii of a list.
-        share: Of all lists, so many are that near, on average.
-    """
-
-    def __init__(self) -> None:
-        self.far, self.share = np.inf, 1.0
-        self._hits = np.zeros(BINS, dtype=np.float32)  # by the reach that finds them
-        self._lists = np.zeros(BINS, dtype=np.float32)
-
-    @property
-    def bytes(self) -> int:
-        """What it takes."""
-        return self._hits.nbytes + self._lists.nbytes
-
-    def learn(self, hits: Float32, lists: Float32) -> None:
-        """Takes the reaches of true hits [...] and of lists [N, L]."""
-        self._hits += np.bincount(_bins(hits), minlength=BINS)
-        self._lists += np.bincount(_bins(lists.ravel()), minlength=BINS)
-
-    def settle(self, wanted: float) -> None:
-        """Goes far enough to find the share of hits that is wanted; what was learnt will count for less."""
-        found, reached = self._hits.cumsum(dtype=np.float64), self._lists.cumsum(dtype=np.float64)
-        if not found[-1]:
-            return
-        enough = int(np.searchsorted(found, wanted * found[-1]))
-        everything = enough >= BINS - 1
-        self.far = np.inf if everything else (enough + 1) / SCALE
-        self.share = 1.0 if everything else float(reached[enough] / reached[-1])
-        self._hits *= KEPT
-        self._lists *= KEPT
-
-
-def _bins(reaches: Float32) -> Int64:
-    """The bin of each: the first where a centroid is good enough, the last for all that is farther."""
-    bins: Int64 = np.clip(reaches * SCALE, 0, BINS - 1).astype(np.int64)
-    return bins
+GROWN, FADED, DOUBTED = 1.5, 0.1, 1.2
+"""With so many times the entries, or as many times fewer, lists are judged anew; how much earlier samples
+count then; and with how many times more, each time, they are doubted until then."""
 
 
 class InvertedFile:
@@ -109,6 +64,9 @@ class InvertedFile:
         self.pending = Ranges()
         self.probes = len(centroids)  # on average
         self.probes_at_first = 0
+        self.probes_hoped = len(centroids)  # were it known better what is enough
+        self.judged = 0  # times that it was settled, with about as many entries
+        self._judged_with = self._doubted_with = entries
         self._lists = Lists(len(centroids), slots)
         self._half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
         self._radii = np.ones(-(-len(centroids) // 32) * 32, dtype=np.float32)
@@ -178,25 +136,29 @@ class InvertedFile:
         self._typical = float((sizes**2).sum() / max(1.0, sizes.sum()))
         return int((part.stop - part.start + work.READ_AS_QUERIES) * self.centroids.size)
 
-    def search_work(self, queries: int, entries: int) -> int:
-        """What a search takes, in multiply-adds."""
-        dim = self.centroids.shape[1]
-        each = self._work_of_query(min(self.probes, self._nearest(self._asked)))
-        chosen = self._work_of_codes(queries) if self._codes else self._work_of_keys(queries, entries)
+    def search_work(self, queries: int, entries: int, *, probes: int | None = None) -> int:
+        """What a search takes, in multiply-adds; or would take, if it looked into so many lists."""
+        dim, probes = self.centroids.shape[1], probes or self.probes
+        each = self._work_of_query(min(probes, self._nearest(self._asked)))
+        chosen = (
+            self._work_of_codes(queries, probes)
+            if self._codes
+            else self._work_of_keys(queries, entries, probes)
+        )
         pending = work.searched(queries, len(self.pending), dim) * bool(self.pending)
         return int(CALL + queries * each + chosen + pending)
 
-    def _work_of_keys(self, queries: int, entries: int) -> float:
+    def _work_of_keys(self, queries: int, entries: int, probes: int) -> float:
         """Of looking into the lists that are chosen, where keys are read."""
         lists, dim = self.centroids.shape
-        touched = entries * (1 - (1 - min(1.0, self.probes / lists)) ** queries)
-        each = self.probes * (PAIR + self._typical * (PRODUCT * dim + SELECT))
+        touched = entries * (1 - (1 - min(1.0, probes / lists)) ** queries)
+        each = probes * (PAIR + self._typical * (PRODUCT * dim + SELECT))
         return float(queries * each + touched * ROW * dim)
 
-    def _work_of_codes(self, queries: int) -> float:
+    def _work_of_codes(self, queries: int, probes: int) -> float:
         """The same, where codes are."""
-        coded = 0 if self._codes is None else self._codes.work(self.probes * self._typical)
-        return queries * (self.probes * PAIR + coded)
+        coded = 0 if self._codes is None else self._codes.work(probes * self._typical)
+        return queries * (probes * PAIR + coded)
 
     def search(
         self, queries: Float32, keys: Raw, dtype: Dtype, *, live: Sequence[slice], top_k: int
@@ -230,7 +192,7 @@ class InvertedFile:
                 chosen=probing.chosen,
                 lists=self._lists,
             )
-            yield from _in_turns(np.arange(1, count + 1) * self._work_of_codes(1), left, ask)
+            yield from _in_turns(np.arange(1, count + 1) * self._work_of_codes(1, self.probes), left, ask)
         elif probing.order():
             yield from _in_turns(self._work_of_lists(probing.offsets, dim), left, probing.ask)
         # Last, when there is something to compare them with.
@@ -274,18 +236,48 @@ class InvertedFile:
             own = np.where(found, np.einsum("nd,nkd->nk", queries, its), -np.inf)
             self._codes.learn(queries, slots, own, np.take_along_axis(products, at, axis=1))
 
+    def is_out_of_date(self, entries: int) -> bool:
+        """Whether so many entries are others than those with which it was judged: it was learnt of those."""
+        return not self._judged_with / GROWN < entries < self._judged_with * GROWN
+
+    def doubt(self, recall: float, *, entries: int) -> None:
+        """Where it is out of date, looks farther until it is judged: by as much as it has grown, at least."""
+        if self.is_out_of_date(entries) and entries > self._doubted_with * DOUBTED:
+            self._doubted_with = entries
+            self._told.clear()
+            self._aim(recall, farther=math.sqrt(entries / self._judged_with))
+
+    def begin_judging(self, entries: int) -> None:
+        """What was learnt with fewer entries, or more, counts for little."""
+        if self.is_out_of_date(entries):
+            self.judged, self._judged_with, self._doubted_with = 0, entries, entries
+            self._told.clear()
+            for reach in self._reaches.values():
+                reach.fade(FADED)
+
     def settle(self, recall: float) -> None:
         """Reaches as far as what was learnt says; it will count for less next time."""
-        error = math.sqrt(recall * (1 - recall) / max(1, len(set(self._told))))
-        reserve = max(MARGIN * (1 - recall), CAUTION * error)
-        wanted = min(recall + reserve, 1 - LEAST * (1 - recall))
-        if self._codes is not None:
-            wanted = self._codes.settle(wanted)
+        self._aim(recall)
         for reach in self._reaches.values():
-            reach.settle(wanted)
-        share = self._reaches[self._asked].share if self._reaches else 1.0
-        self.probes = min(len(self.centroids), max(1, round(share * len(self.centroids))))
+            reach.fade(KEPT)
+        if self._codes is not None:
+            self._codes.fade()
         self.probes_at_first = self.probes_at_first or self.probes
+        self.judged += 1
+
+    def _aim(self, recall: float, *, farther: float = 1.0) -> None:
+        error = math.sqrt(recall * (1 - recall) / max(1, len(set(self._told))))
+        least = recall + MARGIN * (1 - recall)
+        wanted = min(max(least, recall + CAUTION * error), 1 - LEAST * (1 - recall))
+        of_codes = 1.0 if self._codes is None else self._codes.settle(wanted)
+        for reach in self._reaches.values():
+            reach.settle(wanted / of_codes, farther=farther)
+        asked = self._reaches.get(self._asked)
+        self.probes = self._lists_in(1.0 if asked is None else asked.share)
+        self.probes_hoped = self._lists_in(1.0 if asked is None else asked.needed(least / of_codes)[1])
+
+    def _lists_in(self, share: float) -> int:
+        return min(len(self.centroids), max(1, round(share * len(self.centroids))))
 
     def _reach_of(self, top_k: int) -> float:
         """How far to go, in radii: what was learnt of as many candidates, or of fewer, which is farther."""

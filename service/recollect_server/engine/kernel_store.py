@@ -243,8 +243,7 @@ class KernelStore(CpuBuffers):
         for head, queries in zip(range(heads.start, heads.stop), asked, strict=True):
             file = files[head - heads.start]
             cost = work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
-            some = to_float32(queries[:: max(1, count // 16)], dtype)
-            index.searched(head, some, top_k, entries=entries, cost=cost)
+            index.searched(head, queries, top_k, dtype=dtype, entries=entries, cost=cost)
         if not any(files):
             return (yield from self._scanned(asked, dtype, heads, live=live, top_k=top_k))
         scores = np.empty((*asked.shape[:2], top_k), dtype=np.float32)

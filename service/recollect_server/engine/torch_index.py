@@ -44,6 +44,9 @@ SAMPLED_QUERIES = 32
 SAMPLED_AT_ONCE = 8
 """So many queries of a call are compared with exact search: when the file is new, and later."""
 
+SCATTERED = 0.6180339887
+"""Of what lies between two queries of a sample, the next one is so far on: all places come to be asked."""
+
 SAMPLING_SHARE = 4
 """Comparing takes one part in so many of the work of the searches."""
 
@@ -248,7 +251,8 @@ class BankIndex:
         watch = self._watch
         heads, count, dim = queries.shape
         step = -(-count // SAMPLED_AT_ONCE)
-        some = queries[:, ::step].contiguous()
+        these = slice(int(watch.compared * SCATTERED % 1 * step), None, step)
+        some = queries[:, these].contiguous()
         watch.unsampled += done
         cost = heads * work.searched(some.shape[1], self._total, dim)
         is_known = watch.compared >= COMPARED_MIN
@@ -256,7 +260,7 @@ class BankIndex:
             return
         watch.unsampled = 0
         wanted = yield from exact(self._product, some, keys, live=live, top_k=found[0].shape[-1], pause=pause)
-        recall, goal = recall_of(found[0][:, ::step], wanted[0]), self._rule.recall
+        recall, goal = recall_of(found[0][:, these], wanted[0]), self._rule.recall
         self._found += heads * some.shape[1] * recall
         self._sampled += heads * some.shape[1]
         watch.compared += heads * some.shape[1]

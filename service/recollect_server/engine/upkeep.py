@@ -11,7 +11,7 @@ import numpy as np
 from recollect_server.domain import work
 from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
 from recollect_server.domain.ports import IndexState
-from recollect_server.domain.spec import IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.costs import exact_work
@@ -22,8 +22,8 @@ from recollect_server.engine.recall import recall_of, those_in
 ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
 """Fewer are searched exactly: there is nothing to be gained."""
 
-STEP = 24_000_000
-"""Multiply-adds of one step of upkeep: about a third of a millisecond."""
+STEP = 34_000_000
+"""Multiply-adds of one step of upkeep: half a millisecond at most. 512 keys and 1,024 lists are one."""
 
 SLICE = 16 * STEP
 """Of one turn; then the bank's own calls have theirs."""
@@ -40,6 +40,9 @@ SAMPLE_BYTES_MAX, SAMPLED_TOGETHER = 128 * 1024 * 1024, 2048
 SAMPLES, SAMPLES_MIN = 64, 16
 """Live queries of a head that are kept to be compared with exact search, and how many at once."""
 
+TAKEN, SCATTERED = 4, 0.6180339887
+"""Of one search so many are taken, each time from other places, so that in the end all are."""
+
 JUDGED_ANEW = 4
 """How often to compare again, at most, because entries have moved meanwhile."""
 
@@ -49,6 +52,10 @@ ASKED = (1, 4, 16, 64, 512)
 COMPARED = 0.03
 """Of the work of searches, so much may go into comparing."""
 
+JUDGED_SURE = 4
+"""So often new lists are compared whatever that takes: less than a tenth of what it took to make them. Few
+queries tell little, and the reserve for that makes lists look slower than they will be: until then none are
+given up that would be of use without it."""
 
 BEING_MADE = "an inverted file for as many entries as there are now is being made"
 
@@ -70,6 +77,7 @@ class Index:
         self._job: Generator[int, None, None] | None = None
         self._samples: list[deque[tuple[Float32, int]]] = [deque(maxlen=SAMPLES) for _ in range(spec.heads)]
         self._fresh = [0] * spec.heads
+        self._searches = [0] * spec.heads
         # Work of searches since the last comparison. Of each head: else some would have it all.
         self._searched = [0] * spec.heads
         self._given_up_at = [0] * spec.heads  # entries, when lists were found to be of no use
@@ -139,15 +147,17 @@ class Index:
         self._too_few = entries < ENTRIES_MIN[self._spec.index]
         return self._too_few
 
-    def searched(self, head: int, queries: Float32, top_k: int, *, entries: int, cost: int) -> None:
+    def searched(self, head: int, queries: Raw, top_k: int, *, dtype: Dtype, entries: int, cost: int) -> None:
         """Notes a search, and keeps a few of its queries [N, D] for comparing."""
         if self.is_too_small(entries) or self._spec.recall >= 1:
             return
         self._searched[head] += cost
         self._fresh[head] += 1
-        step = max(1, len(queries) // 4)
-        for query in queries[self._fresh[head] % step :: step][:4]:
-            self._samples[head].append((query.copy(), top_k))
+        self._searches[head] += 1
+        step = max(1, len(queries) // TAKEN)
+        first = int(self._searches[head] * SCATTERED % 1 * step)
+        for query in to_float32(queries[first::step][:TAKEN].copy(), dtype):
+            self._samples[head].append((query, top_k))
 
     def wrote(self, slots: slice) -> None:
         """The entries of these slots are new."""
@@ -205,6 +215,9 @@ class Index:
             return self._train if seen_enough and not tired else None
         if len(file.pending) >= PENDING_MIN:
             return self._assign
+        compares = len(samples) >= SAMPLES_MIN and self._fresh[head] > 0
+        if file.is_out_of_date(entries):  # before new lists: those take a while, and recall is due now
+            return self._compare if compares else None
         lists = len(file.centroids)
         outgrown = lists_for(entries) >= 2 * lists or 4 * lists_for(entries) <= lists
         drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
@@ -212,13 +225,13 @@ class Index:
             return self._train if seen_enough else None
         cost = len(samples) * entries * self._spec.key_dim
         cost += file.search_work(len(samples), entries) - file.search_work(0, entries)  # not one by itself
-        if len(samples) >= SAMPLES_MIN and self._fresh[head] and cost <= COMPARED * self._searched[head]:
-            return self._compare
-        return None
+        is_new = file.judged < JUDGED_SURE and len(samples) == SAMPLES
+        return self._compare if compares and (is_new or cost <= COMPARED * self._searched[head]) else None
 
     def _assign(self, head: int) -> Generator[int, None, None]:
         file = self._files[head]
         while file is not None and len(file.pending):
+            file.doubt(self._spec.recall, entries=_entries(self._live))
             yield file.assign(self._keys[head], self._spec.dtype, _rows(STEP, file.centroids.size))
 
     def _train(self, head: int) -> Generator[int, None, None]:
@@ -255,10 +268,14 @@ class Index:
         self._files[head], self._written[head] = new, 0
 
     def _is_useful(self, file: InvertedFile, entries: int) -> bool:
+        probes = file.probes_hoped if file.judged < JUDGED_SURE else file.probes
         if self._spec.index is IndexChoice.IVF:
-            return 2 * file.probes <= len(file.centroids)
+            return 2 * probes <= len(file.centroids)
         dim = self._spec.key_dim
-        return any(file.search_work(asked, entries) < exact_work(asked, entries, dim) for asked in ASKED)
+        return any(
+            file.search_work(asked, entries, probes=probes) < exact_work(asked, entries, dim)
+            for asked in ASKED
+        )
 
     def _compare(self, head: int) -> Generator[int, None, None]:
         file = self._files[head]
@@ -279,6 +296,7 @@ class Index:
         kept = list(self._samples[head])
         self._samples[head].clear()
         self._fresh[head] = 0
+        file.begin_judging(_entries(self._live))
         recalls: list[float] = []
         for top_k in sorted({top_k for _, top_k in kept}):
             queries = np.stack([query for query, of in kept if of == top_k])

@@ -28,3 +28,26 @@ def test_the_same_queries_again_prove_little(kind: str, distinct: int) -> None:
     file.settle(RECALL)
     assert share(file, keys, spread(kind, rng, 300, DIM), live) >= RECALL
     assert file.probes < len(file.centroids) / 2
+
+
+def test_what_was_learnt_of_fewer_entries_proves_little() -> None:
+    """A bank that has grown is searched as far as it had to be when it was small."""
+    rng = np.random.default_rng(4)
+    keys, live = from_float32(spread("subspace", rng, ENTRIES, DIM), Dtype.FLOAT32), [slice(0, ENTRIES)]
+    file = filed(keys)
+
+    def learn(count: int) -> None:
+        queries = spread("subspace", rng, count, DIM)
+        hits = np.argsort(-(queries @ keys.float32().T), axis=1)[:, :20].astype(np.int64)
+        file.learn(queries, hits, keys=keys.raw, dtype=keys.dtype, live=live)
+        file.settle(RECALL)
+
+    learn(200)
+    assert file.probes == file.probes_hoped
+    file.begin_judging(ENTRIES + ENTRIES // 4)
+    learn(8)
+    assert (file.probes, file.judged) == (file.probes_hoped, 2)
+    file.begin_judging(2 * ENTRIES)
+    learn(8)
+    assert file.probes > file.probes_hoped
+    assert file.judged == 1

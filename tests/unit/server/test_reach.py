@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from recollect_server.domain.arrays import from_float32
 from recollect_server.domain.spec import Dtype
+from recollect_server.domain.steps import run_through
 from recollect_server.engine import kernels
 from tests.unit.server.filed_keys import filed, share, spread
 
@@ -51,3 +53,26 @@ def test_what_was_learnt_of_fewer_entries_proves_little() -> None:
     learn(8)
     assert file.probes > file.probes_hoped
     assert file.judged == 1
+
+
+@pytest.mark.usefixtures("isa", "threads")
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_few_large_queries_choose_the_lists_that_many_do(count: int) -> None:
+    """Few large queries are multiplied with centroids in a way of their own: they look into wrong lists."""
+    rng, dim = np.random.default_rng(8), 150  # no whole number of vectors
+    weights = np.where(np.arange(dim) < 144, 1, 8).astype(np.float32)  # so what is beyond counts
+    keys, live = from_float32(weights * spread("mixture", rng, 3000, dim), Dtype.FLOAT32), [slice(0, 3000)]
+    file = filed(keys, lists=61)
+    queries = weights * spread("mixture", rng, 64, dim)
+    hits = np.argsort(-(queries @ keys.float32().T), axis=1)[:, :20].astype(np.int64)
+    file.learn(queries, hits, keys=keys.raw, dtype=keys.dtype, live=live)
+    file.settle(RECALL)
+    assert file.probes < len(file.centroids) / 2
+
+    def found(asked: NDArray[np.float32]) -> NDArray[np.int64]:
+        answer = run_through(file.search(asked, keys.raw, keys.dtype, live=live, top_k=20))
+        return np.asarray(answer[1])
+
+    many = found(queries)
+    few = np.concatenate([found(queries[at : at + count]) for at in range(0, 64, count)])
+    assert (few == many).all(axis=1).mean() >= 0.95

@@ -99,12 +99,50 @@ static inline void write_products(const float* const* queries, const float* pane
     for (int m = 0; m < M; ++m) store(out + m * stride, low[m]), store(out + m * stride + W, high[m]);
 }
 
+// The same of Q queries with rows as they lie: of few queries with large rows, turning these takes as long as that.
+template <int Q>
+static void write_products_of_rows(const Range<Float32>& rows, const float* const* queries, int dim, float* out,
+                                   int64_t stride) {
+    constexpr int R = W / Q;
+    const int64_t n = rows.size();
+    for (int64_t i = 0; i < n; i += R) {
+        const float* row[R];
+        for (int r = 0; r < R; ++r) row[r] = rows.row(std::min(i + r, n - 1)), rows.prefetch(i + r);
+        Vec total[W];
+        for (int e = 0; e < W; ++e) total[e] = zero();
+        int d = 0;
+        for (; d + W <= dim; d += W) {
+            Vec x[Q];
+            for (int q = 0; q < Q; ++q) x[q] = load(queries[q] + d);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const Vec key = load(row[r] + d);
+                for (int q = 0; q < Q; ++q) total[r * Q + q] = fma(key, x[q], total[r * Q + q]);
+            }
+        }
+        float lanes[W];
+        store(lanes, sums(total));
+        for (int r = 0; r < R && i + r < n; ++r)
+            for (int q = 0; q < Q; ++q) {
+                float score = lanes[r * Q + q];
+                for (int e = d; e < dim; ++e) score += queries[q][e] * row[r][e];
+                out[q * stride + i + r] = score;
+            }
+    }
+}
+
 // Products of n queries with all centroids, to scores [n (and some), padded].
 static float* centroid_scores(const RcProbe& p, const float* queries, int64_t n, int64_t padded) {
     static thread_local Kept<std::vector<float>> packed_buffer, scores_buffer;
     const Range<Float32> rows{p.centroids, 0, static_cast<int64_t>(p.lists->lists.size()), p.dim};
     float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * p.dim);
     float* scores = scratch(scores_buffer, (n + MR) * padded);
+    if (n <= ROWS_QUERIES && p.dim >= ROWS_DIM) {
+        const float* pointers[ROWS_QUERIES];
+        for (int m = 0; m < ROWS_QUERIES; ++m) pointers[m] = queries + std::min<int64_t>(m, n - 1) * p.dim;
+        write_products_of_rows<ROWS_QUERIES>(rows, pointers, p.dim, scores, padded);
+        return scores;
+    }
     for (int64_t i = 0; i < rows.size(); i += NR) {
         pack<Float32>(rows, i, p.dim, panel);
         for (int64_t q = 0; q < n; q += MR) {

@@ -6,6 +6,9 @@
 #include "codes.h"
 #include "kernels.h"
 
+// So few queries are multiplied with centroids of so many elements as these lie.
+constexpr int ROWS_QUERIES = 4, ROWS_DIM = 128;
+
 // Which list each slot is in, -1 for none: in two bytes, unless there are more lists than these can name.
 class ListOfSlot {
   public:

@@ -330,7 +330,8 @@ void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_qu
     const auto lists = static_cast<int64_t>(probe->lists->lists.size());
     const int64_t n = last_query - first_query, each = static_cast<int64_t>(probe->lists->of_slot.size()) / lists + 1;
     // Each task lays out the centroids anew: few tasks, but so many that threads end together.
-    const int64_t grain = std::max<int64_t>(std::min<int64_t>(128, divided(n, wanted_threads)), 8);
+    const int64_t least = probe->dim >= ROWS_DIM ? ROWS_QUERIES : 8;
+    const int64_t grain = std::max(std::min<int64_t>(128, divided(n, wanted_threads)), least);
     run(divided(n, grain), n * (lists + probe->nearest * each * 2) * probe->dim, [&](int64_t task) {
         const int64_t first = first_query + task * grain;
         isa.probe_nearest(*probe, *best, first, std::min(last_query, first + grain));

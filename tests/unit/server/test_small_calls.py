@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from recollect_server.application.dispatch import Dispatcher, Job
+from recollect_server.application.dispatch import HERE_S, Dispatcher, Job
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.steps import Steps, in_one_step
 from tests.unit.server.gate import PATIENCE_S, Gate
@@ -49,6 +49,23 @@ def test_a_small_call_overtakes_nobody() -> None:
     assert not second.done()
     gate.open()
     assert second.result(PATIENCE_S) == "recollect-device"
+    dispatcher.drain()
+
+
+def test_what_is_just_small_enough_ends_where_it_comes_in() -> None:
+    """A call that uses up its turn is handed over for its last step, which has nothing left to do."""
+    dispatcher = Dispatcher(Limits(), any_thread=True)
+    cost = dispatcher._work_in(HERE_S)
+
+    def work() -> Steps[str]:
+        yield 0
+        yield cost // 2
+        yield cost // 2
+        return thread_name()
+
+    answer = dispatcher.submit(Job("t", work(), cost))
+    assert answer.done()
+    assert answer.result() == thread_name()
     dispatcher.drain()
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Literal
 
 import recollect
@@ -122,7 +123,9 @@ def engine_of(space: recollect.Namespace, *, stream: str = STREAM) -> Engine:
     return Engine(bank.index, lists=bank.lists, probes=bank.probes, reason=bank.reason)
 
 
-def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> Engine:
+def settle(
+    space: recollect.Namespace, queries: Floats, *, seconds: float, at_once: int | None = None
+) -> Engine:
     """Searches until what answers has not changed for a while, since indexes are built beside the answers.
 
     Args:
@@ -130,6 +133,7 @@ def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> En
         queries: [M, D], like those that will be asked.
         seconds: At most. A namespace that may take an inverted file and has none yet gets all of it, at most
             `PATIENCE_S` if the server is free to choose.
+        at_once: So many of the queries are asked at a time; None: all.
 
     Returns:
         What answers at the end.
@@ -137,11 +141,13 @@ def settle(space: recollect.Namespace, queries: Floats, *, seconds: float) -> En
     wanted = space.spec.index
     begun = changed = time.monotonic()
     now = engine_of(space)
+    size = at_once or len(queries)
+    calls = cycle([queries[first : first + size] for first in range(0, len(queries), size)])
     while wanted != "exact":
-        space.search(LAYER, with_heads(queries), top_k=TOP_K, streams=[STREAM])
+        space.search(LAYER, with_heads(next(calls)), top_k=TOP_K, streams=[STREAM])
         before, now, moment = now, engine_of(space), time.monotonic()
         changed = changed if now.is_like(before) else moment
-        under_way = "being made" in now.reason
+        under_way = "being" in now.reason
         known = (now.index == "ivf" or now.reason) and not under_way
         patience = QUIET_S if known else PATIENCE_S if wanted == "auto" and not under_way else seconds
         if moment - begun > seconds or moment - changed > patience:

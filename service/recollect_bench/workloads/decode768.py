@@ -40,7 +40,7 @@ def run(scale: Scale) -> Outcome:
             client, "decode", dim=data.dim, value_dim=value_dim, capacity=entries, dtype="float16"
         )
         first = fill(space, data.keys, data.values)
-        engine = settle(space, data.queries, seconds=3 * scale.seconds_max)
+        engine = settle(space, data.queries, seconds=3 * scale.seconds_max, at_once=QUERIES)
         # Each step asks anew, as decoding does: no cache has what it will read.
         steps = [data.queries[n : n + QUERIES] for n in range(0, SAMPLE, QUERIES)]
         ours, theirs = cycle(steps), cycle(steps)

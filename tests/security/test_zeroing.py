@@ -126,7 +126,7 @@ def test_what_an_index_keeps_of_a_bank_is_zeroed() -> None:
     bank.trained(made)
     run_through(bank.bank.search(bank.draw(made, 64), 10))
     files = [file for file in index._files if file is not None]
-    kept = [query for samples in index._samples for query, _ in samples]
+    kept = [query for samples in index._samples for query, _ in samples.kept]
     assert len(files) == 2
     assert kept
     kept += [array for file in files for array in (file.centroids, file._half_norms)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
+from recollect_server.engine.choice import timed
+from recollect_server.engine.costs import exact_work
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.ivf import scan_exactly
 from recollect_server.engine.kernel_rows import Row, attend_together, joined
@@ -239,23 +242,31 @@ class KernelStore(CpuBuffers):
             return (yield from self._scanned(asked, dtype, heads, live=live, top_k=top_k))
         count, dim = asked.shape[1:]
         entries = sum(part.stop - part.start for part in live)
-        files = [index.file_for(head, count, entries) for head in range(heads.start, heads.stop)]
+        files = [
+            index.file_for(head, count, entries, is_asked=True) for head in range(heads.start, heads.stop)
+        ]
         for head, queries in zip(range(heads.start, heads.stop), asked, strict=True):
             file = files[head - heads.start]
             cost = work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
             index.searched(head, queries, top_k, dtype=dtype, entries=entries, cost=cost)
+        exact_cost = exact_work(count, entries, dim)
+        noted = partial(index.choice.measured, count)
         if not any(files):
-            return (yield from self._scanned(asked, dtype, heads, live=live, top_k=top_k))
+            took = partial(noted, took_lists=False, work=len(files) * exact_cost)
+            return (yield from timed(self._scanned(asked, dtype, heads, live=live, top_k=top_k), took))
         scores = np.empty((*asked.shape[:2], top_k), dtype=np.float32)
         slots = np.empty(scores.shape, dtype=np.int64)
         for row, file in enumerate(files):
             head = heads.start + row
             if file is None:
                 one, alone = slice(head, head + 1), asked[row : row + 1]
-                found = yield from self._scanned(alone, dtype, one, live=live, top_k=top_k)
+                scan = self._scanned(alone, dtype, one, live=live, top_k=top_k)
+                found = yield from timed(scan, partial(noted, took_lists=False, work=exact_cost))
             else:
                 queries, keys = to_float32(asked[row], dtype), self._keys[head]
-                found = yield from file.search(queries, keys, self._spec.dtype, live=live, top_k=top_k)
+                cost = file.search_work(count, entries)
+                search = file.search(queries, keys, self._spec.dtype, live=live, top_k=top_k)
+                found = yield from timed(search, partial(noted, took_lists=True, work=cost))
             scores[row], slots[row] = found
         return scores, slots
 

@@ -20,6 +20,11 @@ SMALL = 1e-8
 """A list's variance is at least this share of its centroid's square: of equal keys rounding is left."""
 
 
+def lists_for(entries: int) -> int:
+    """How many lists: the power of two next to four times the square root."""
+    return int(2 ** round(np.log2(4 * np.sqrt(max(1, entries)))))
+
+
 def centroids_of(sample: Float32, lists: int, *, rows: int) -> Generator[int, None, tuple[Float32, Float32]]:
     """K-means (Lloyd), so many rows in a step.
 

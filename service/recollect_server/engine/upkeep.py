@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from random import Random
 
@@ -14,10 +13,12 @@ from recollect_server.domain.ports import IndexState
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
+from recollect_server.engine.choice import Choice
 from recollect_server.engine.costs import exact_work
 from recollect_server.engine.ivf import InvertedFile, scan_exactly
-from recollect_server.engine.kmeans import centroids_of
+from recollect_server.engine.kmeans import centroids_of, lists_for
 from recollect_server.engine.recall import recall_of, those_in
+from recollect_server.engine.samples import SAMPLES, Samples
 
 ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
 """Fewer are searched exactly: there is nothing to be gained."""
@@ -37,11 +38,8 @@ TRAINED_PER_LIST = 24
 SAMPLE_BYTES_MAX, SAMPLED_TOGETHER = 128 * 1024 * 1024, 2048
 """Of the sample, in float32; and how many keys are copied to it in one step."""
 
-SAMPLES, SAMPLES_MIN = 64, 16
-"""Live queries of a head that are kept to be compared with exact search, and how many at once."""
-
-TAKEN, SCATTERED = 4, 0.6180339887
-"""Of one search so many are taken, each time from other places, so that in the end all are."""
+SAMPLES_MIN = 16
+"""Queries of a head that are compared with exact search at once, at least."""
 
 JUDGED_ANEW = 4
 """How often to compare again, at most, because entries have moved meanwhile."""
@@ -59,6 +57,11 @@ given up that would be of use without it."""
 
 BEING_MADE = "an inverted file for as many entries as there are now is being made"
 
+BEING_FILLED = "entries are being put into lists; until then they are all looked at"
+
+BEHIND = 8 * PENDING_MIN
+"""So many that wait are worth telling."""
+
 _NO_KEYS: Raw = np.empty((0, 0, 0), dtype=np.float32)
 
 
@@ -73,11 +76,10 @@ class Index:
         self._spec = spec
         self._files: list[InvertedFile | None] = [None] * spec.heads
         self._growing: InvertedFile | None = None
+        self.choice = Choice()
         self._trains = False
         self._job: Generator[int, None, None] | None = None
-        self._samples: list[deque[tuple[Float32, int]]] = [deque(maxlen=SAMPLES) for _ in range(spec.heads)]
-        self._fresh = [0] * spec.heads
-        self._searches = [0] * spec.heads
+        self._samples = [Samples() for _ in range(spec.heads)]
         # Work of searches since the last comparison. Of each head: else some would have it all.
         self._searched = [0] * spec.heads
         self._given_up_at = [0] * spec.heads  # entries, when lists were found to be of no use
@@ -105,8 +107,11 @@ class Index:
             recall=self._recall,
             sampled=self._sampled,
             found=self._found,
-            reason=BEING_MADE if self._trains else "",
+            reason=BEING_MADE if self._trains else BEING_FILLED if self._is_behind(files) else "",
         )
+
+    def _is_behind(self, files: Sequence[InvertedFile]) -> bool:
+        return max(len(file.pending) for file in files) > BEHIND
 
     def clear(self) -> None:
         """Zeroes what was made of keys and queries; the index must not be used after."""
@@ -114,8 +119,8 @@ class Index:
             self._job.close()
         for file in self._all_files():
             file.clear()
-        for query, _ in (sample for samples in self._samples for sample in samples):
-            query.fill(0)
+        for samples in self._samples:
+            samples.clear()
 
     @property
     def has_files(self) -> bool:
@@ -130,17 +135,20 @@ class Index:
     def _count(self) -> None:
         self._bytes = sum(file.bytes for file in self._all_files()) + self._sample_bytes
 
-    def file_for(self, head: int, queries: int, entries: int) -> InvertedFile | None:
-        """The file that should answer; None if exact search is faster."""
+    def file_for(
+        self, head: int, queries: int, entries: int, *, is_asked: bool = False
+    ) -> InvertedFile | None:
+        """The file that should answer, or does now if it is asked; None if exact search is faster."""
         file = self._files[head]
         if file is None or not file.is_trusted:
             return None
         if entries < ENTRIES_MIN[self._spec.index]:  # evicted since: nothing compares so few any more
             return None
-        exact = exact_work(queries, entries, self._spec.key_dim)
-        if self._spec.index is IndexChoice.AUTO and file.search_work(queries, entries) >= exact:
-            return None
-        return file
+        if self._spec.index is IndexChoice.IVF:
+            return file
+        lists, exact = file.search_work(queries, entries), exact_work(queries, entries, self._spec.key_dim)
+        decide = self.choice.takes_lists if is_asked else self.choice.prefers_lists
+        return file if decide(queries, exact=exact, lists=lists) else None
 
     def is_too_small(self, entries: int) -> bool:
         """Whether there are so few entries that they are searched exactly, and nothing is learnt from it."""
@@ -152,12 +160,7 @@ class Index:
         if self.is_too_small(entries) or self._spec.recall >= 1:
             return
         self._searched[head] += cost
-        self._fresh[head] += 1
-        self._searches[head] += 1
-        step = max(1, len(queries) // TAKEN)
-        first = int(self._searches[head] * SCATTERED % 1 * step)
-        for query in to_float32(queries[first::step][:TAKEN].copy(), dtype):
-            self._samples[head].append((query, top_k))
+        self._samples[head].add(queries, top_k, dtype=dtype)
 
     def wrote(self, slots: slice) -> None:
         """The entries of these slots are new."""
@@ -215,7 +218,7 @@ class Index:
             return self._train if seen_enough and not tired else None
         if len(file.pending) >= PENDING_MIN:
             return self._assign
-        compares = len(samples) >= SAMPLES_MIN and self._fresh[head] > 0
+        compares = len(samples) >= SAMPLES_MIN and samples.fresh > 0
         if file.is_out_of_date(entries):  # before new lists: those take a while, and recall is due now
             return self._compare if compares else None
         lists = len(file.centroids)
@@ -273,7 +276,11 @@ class Index:
             return 2 * probes <= len(file.centroids)
         dim = self._spec.key_dim
         return any(
-            file.search_work(asked, entries, probes=probes) < exact_work(asked, entries, dim)
+            self.choice.prefers_lists(
+                asked,
+                exact=exact_work(asked, entries, dim),
+                lists=file.search_work(asked, entries, probes=probes),
+            )
             for asked in ASKED
         )
 
@@ -293,9 +300,7 @@ class Index:
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""
-        kept = list(self._samples[head])
-        self._samples[head].clear()
-        self._fresh[head] = 0
+        kept = self._samples[head].take()
         file.begin_judging(_entries(self._live))
         recalls: list[float] = []
         for top_k in sorted({top_k for _, top_k in kept}):
@@ -373,11 +378,6 @@ class Index:
 
 
 _FLOAT32 = kernels.FLOAT32
-
-
-def lists_for(entries: int) -> int:
-    """How many lists: the power of two next to four times the square root."""
-    return int(2 ** round(np.log2(4 * np.sqrt(max(1, entries)))))
 
 
 def _in_steps(search: Steps[tuple[Float32, Int64]]) -> Generator[int, None, tuple[Float32, Int64]]:

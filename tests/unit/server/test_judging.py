@@ -8,6 +8,7 @@ import pytest
 from recollect_server.domain.steps import run_through
 from recollect_server.engine import kernels, upkeep
 from recollect_server.engine.ivf import InvertedFile
+from recollect_server.engine.samples import SAMPLES
 from tests.unit.server.indexed_bank import IndexedBank, Mixture
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
@@ -23,7 +24,7 @@ def test_queries_of_all_places_are_compared() -> None:
     for _ in range(100):
         run_through(bank.bank.search(asked, 10))
         assert bank.store._index is not None
-        compared |= {places[query.tobytes()] for query, _ in bank.store._index._samples[0]}
+        compared |= {places[query.tobytes()] for query, _ in bank.store._index._samples[0].kept}
         bank.upkeep()
     assert len(compared) >= 200
     assert max(np.diff(sorted({0, *compared, 511}))) <= 16
@@ -75,13 +76,13 @@ def test_lists_are_judged_anew_when_a_bank_has_grown(monkeypatch: pytest.MonkeyP
     bank.trained(made)
     bank.read(made, 200)
     before = bank.bank.index_state.sampled
-    assert before == (upkeep.JUDGED_SURE - 1) * upkeep.SAMPLES  # new lists are compared, and once when made
+    assert before == (upkeep.JUDGED_SURE - 1) * SAMPLES  # new lists are compared, and once when made
     bank.read(made, 50)
     assert bank.bank.index_state.sampled == before
     bank.add(bank.draw(made, 3000))
     bank.read(made, 200)
     state = bank.bank.index_state
-    assert before < state.sampled <= before + (upkeep.JUDGED_SURE + 1) * upkeep.SAMPLES
+    assert before < state.sampled <= before + (upkeep.JUDGED_SURE + 1) * SAMPLES
     assert state.lists == 256  # the same ones
     assert bank.check(bank.draw(made, 300)) >= 0.95
 

@@ -12,6 +12,7 @@ from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.spec import Dtype, IndexChoice
 from recollect_server.domain.steps import run_through
 from recollect_server.engine import kernels, upkeep
+from recollect_server.engine.kmeans import lists_for
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
@@ -226,7 +227,20 @@ def test_a_cleared_bank_forgets_its_index() -> None:
 @pytest.mark.parametrize(("entries", "lists"), [(1, 4), (1024, 128), (65_536, 1024), (1 << 20, 4096)])
 def test_lists_for(entries: int, lists: int) -> None:
     """There are so few lists that each is long, or so many that to choose takes long."""
-    assert upkeep.lists_for(entries) == lists
+    assert lists_for(entries) == lists
+
+
+def test_it_is_said_that_entries_wait_for_their_lists() -> None:
+    """A reader cannot tell why a bank that has just been filled is slow."""
+    made, bank = Mixture(), IndexedBank(30_000)
+    bank.add(bank.draw(made, 4000))
+    bank.trained(made)
+    assert not bank.bank.index_state.reason
+    bank.add(bank.draw(made, upkeep.BEHIND + 1000))
+    state = bank.bank.index_state
+    assert (state.index, state.reason) == ("ivf", upkeep.BEING_FILLED)
+    bank.upkeep()
+    assert not bank.bank.index_state.reason
 
 
 def test_the_reason_is_said_while_there_is_no_file() -> None:

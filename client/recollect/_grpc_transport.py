@@ -12,12 +12,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from recollect._regions import REFUSALS, Region, RegionPool, asked_into, open_request
+from recollect._regions import REFUSALS, Region, RegionPool, asked_into, open_requests
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
 from recollect._work import OPEN_REGION, SEARCH, Collector, Reply, Upload
-from recollect.errors import ClosedError, RecollectError, error_from_status
+from recollect.errors import ClosedError, InvalidArgumentError, RecollectError, error_from_status
 from recollect.v1 import memory_pb2 as pb
 
 _ERROR_KEY = "recollect-error-bin"
@@ -113,12 +113,16 @@ class GrpcTransport:
         if region is not None or not self._regions.may_open():
             return region
         try:
-            asked = open_request(size_bytes)
-            opened = self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=left_s())
+            larger, exact = open_requests(size_bytes)
+            try:
+                opened = self.call(OPEN_REGION, larger, pb.OpenRegionResponse, timeout_s=left_s())
+            except InvalidArgumentError:
+                opened = self.call(OPEN_REGION, exact, pb.OpenRegionResponse, timeout_s=left_s())
             return self._regions.attach(opened, left_s())
         except BaseException as error:
             self._regions.give_up(None)
             if isinstance(error, REFUSALS):
+                self._regions.pause()
                 return None
             raise
 
@@ -198,13 +202,22 @@ class AsyncGrpcTransport:
         if region is not None or not self._regions.may_open():
             return region
         try:
-            asked = open_request(size_bytes)
-            opened = await self.call(OPEN_REGION, asked, pb.OpenRegionResponse, timeout_s=left_s())
-            async with asyncio.timeout(left_s()):  # all threads may be busy
-                return await asyncio.to_thread(self._regions.attach, opened, left_s())
+            larger, exact = open_requests(size_bytes)
+            try:
+                opened = await self.call(OPEN_REGION, larger, pb.OpenRegionResponse, timeout_s=left_s())
+            except InvalidArgumentError:
+                opened = await self.call(OPEN_REGION, exact, pb.OpenRegionResponse, timeout_s=left_s())
+            attaching = asyncio.ensure_future(asyncio.to_thread(self._regions.attach, opened, left_s()))
+            try:
+                async with asyncio.timeout(left_s()):  # all threads may be busy
+                    return await asyncio.shield(attaching)
+            except BaseException:
+                attaching.add_done_callback(_let_go)  # the thread goes on, and nobody waits for it
+                raise
         except BaseException as error:
             self._regions.give_up(None)
             if isinstance(error, REFUSALS):
+                self._regions.pause()
                 return None
             raise
 
@@ -252,6 +265,12 @@ class _Translated:
 def closed(url: str) -> ClosedError:
     """The error for any use after close."""
     return ClosedError(f"the client of {url} is closed")
+
+
+def _let_go(attaching: asyncio.Task[Region]) -> None:
+    """Gives up a region that came when nobody wanted it any more."""
+    if not attaching.cancelled() and attaching.exception() is None:
+        attaching.result().close()
 
 
 def _time_left(timeout_s: float | None) -> Callable[[], float | None]:

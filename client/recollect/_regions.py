@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -136,13 +136,16 @@ class RegionPool:
             threading.Thread(target=self._empty_unused, name="recollect-regions", daemon=True).start()
 
     def give_up(self, region: Region | None) -> None:
-        """After one that did not: the server may still write there. None: it could not be opened."""
+        """After one that did not: the server may still write there. None: it was not opened after all."""
         with self._lock:
             self._count -= 1
-            if region is None:
-                self._not_before_s = time.monotonic() + _PAUSE_S
         if region is not None:
             region.close()
+
+    def pause(self) -> None:
+        """Asks for none for a while: the server would not share."""
+        with self._lock:
+            self._not_before_s = max(self._not_before_s, time.monotonic() + _PAUSE_S)
 
     @contextlib.contextmanager
     def lent(self, region: Region) -> Generator[None]:
@@ -203,10 +206,14 @@ class RegionPool:
         return Region(reply.region, np.frombuffer(mapping, np.uint8), connection, mapping)
 
 
-def open_request(size_bytes: int) -> pb.OpenRegionRequest:
-    """For a region that so many bytes of tensors fit into, and most that come after."""
+def open_requests(size_bytes: int) -> Iterator[pb.OpenRegionRequest]:
+    """For a region that so many bytes of tensors fit into, and most that come after.
+
+    The second is for these alone: if the first is for more than the server gives.
+    """
     wanted = max(_BYTES_MIN, size_bytes)
-    return pb.OpenRegionRequest(bytes=(1 << (wanted - 1).bit_length()) + _PADDING_BYTES)
+    yield pb.OpenRegionRequest(bytes=(1 << (wanted - 1).bit_length()) + _PADDING_BYTES)
+    yield pb.OpenRegionRequest(bytes=size_bytes + _PADDING_BYTES)
 
 
 def asked_into(request: Message, region: Region) -> pb.SearchRequest:

@@ -147,6 +147,45 @@ def test_without_shared_memory_calls_go_on(rng: np.random.Generator, limits: dic
             assert pool_of(client)._not_before_s > 0
 
 
+def test_a_server_that_gives_no_more_than_an_answer_takes(rng: np.random.Generator) -> None:
+    """Room for larger answers is asked for, which the server has not: no memory is shared at all."""
+    limits = {"stream_bytes_max": 10_000_000}  # 16 MiB would be next
+    with ServerProcess(limits=limits) as server, recollect.connect(server.unix_url) as client:
+        memory = filled(client, rng)
+        read(memory)
+        pool = pool_of(client)
+        assert any(region.memory.size > 8 * 1024 * 1024 for region in pool._idle)
+        assert pool._not_before_s == 0.0
+
+
+def test_cancelled_calls_leave_sharing_as_it_is(rng: np.random.Generator) -> None:
+    """A task that is cancelled while it opens a region costs all others theirs for half a minute."""
+    with ServerProcess() as server, recollect.connect(server.unix_url) as filler:
+        memory = filled(filler, rng)
+        q = memory.queries(len(STREAMS), TOKENS)
+
+        async def cancel_some() -> tuple[regions.RegionPool, np.ndarray]:
+            async with recollect.connect_async(server.unix_url) as client:
+                space = await client.namespace(memory.ns.name)
+                for delay_ms in (0, 0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20):
+                    asked = asyncio.create_task(
+                        space.search(0, q, top_k=TOP_K, streams=STREAMS, include=["keys", "values"])
+                    )
+                    await asyncio.sleep(delay_ms / 1000)
+                    asked.cancel()
+                    await asyncio.gather(asked, return_exceptions=True)
+                pool = pool_of(client)
+                assert pool._not_before_s == 0.0
+                found = await space.search(0, q, top_k=TOP_K, streams=STREAMS, include=["values"])
+                assert pool._count == len(pool._idle) >= 1
+                return pool, found.scores
+
+        pool, scores = asyncio.run(cancel_some())
+        expected = memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS).scores
+        np.testing.assert_array_equal(scores, expected)
+        assert pool._count == 0
+
+
 def test_a_server_that_starts_again_has_other_regions(rng: np.random.Generator, tmp_path: Path) -> None:
     """A client goes on with regions of a server that is gone, and reads what nobody writes any more."""
     path = tmp_path / "s"

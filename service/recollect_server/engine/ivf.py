@@ -236,6 +236,11 @@ class InvertedFile:
             own = np.where(found, np.einsum("nd,nkd->nk", queries, its), -np.inf)
             self._codes.learn(queries, slots, own, np.take_along_axis(products, at, axis=1))
 
+    @property
+    def is_doubted(self) -> bool:
+        """Whether it looks farther than it would need to, since it has grown and was not judged."""
+        return self._doubted_with != self._judged_with
+
     def is_out_of_date(self, entries: int) -> bool:
         """Whether so many entries are others than those with which it was judged: it was learnt of those."""
         return not self._judged_with / GROWN < entries < self._judged_with * GROWN

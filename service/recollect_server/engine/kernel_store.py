@@ -237,18 +237,17 @@ class KernelStore(CpuBuffers):
         self, asked: Raw, dtype: Dtype, heads: slice, *, live: Sequence[slice], top_k: int, exact: bool
     ) -> Steps[tuple[Float32, Int64]]:
         """Scores and slots [h, n, K] of queries asked [h, n, Dk] of some heads."""
-        index = self._index
-        if exact or index is None:
+        index, entries = self._index, sum(part.stop - part.start for part in live)
+        if exact or index is None or index.is_too_small(entries):
             return (yield from self._scanned(asked, dtype, heads, live=live, top_k=top_k))
         count, dim = asked.shape[1:]
-        entries = sum(part.stop - part.start for part in live)
         files = [
             index.file_for(head, count, entries, is_asked=True) for head in range(heads.start, heads.stop)
         ]
         for head, queries in zip(range(heads.start, heads.stop), asked, strict=True):
             file = files[head - heads.start]
             cost = work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
-            index.searched(head, queries, top_k, dtype=dtype, entries=entries, cost=cost)
+            index.searched(head, queries, top_k, dtype=dtype, cost=cost)
         exact_cost = exact_work(count, entries, dim)
         noted = partial(index.choice.measured, count)
         if not any(files):

@@ -12,7 +12,7 @@ from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
-from recollect_server.engine import kernels
+from recollect_server.engine import kernels, reasons
 from recollect_server.engine.choice import Choice
 from recollect_server.engine.costs import exact_work
 from recollect_server.engine.ivf import InvertedFile, scan_exactly
@@ -54,10 +54,6 @@ JUDGED_SURE = 4
 """So often new lists are compared whatever that takes: less than a tenth of what it took to make them. Few
 queries tell little, and the reserve for that makes lists look slower than they will be: until then none are
 given up that would be of use without it."""
-
-BEING_MADE = "an inverted file for as many entries as there are now is being made"
-
-BEING_FILLED = "entries are being put into lists; until then they are all looked at"
 
 BEHIND = 8 * PENDING_MIN
 """So many that wait are worth telling."""
@@ -107,11 +103,16 @@ class Index:
             recall=self._recall,
             sampled=self._sampled,
             found=self._found,
-            reason=BEING_MADE if self._trains else BEING_FILLED if self._is_behind(files) else "",
+            reason=self._under_way(files),
         )
 
-    def _is_behind(self, files: Sequence[InvertedFile]) -> bool:
-        return max(len(file.pending) for file in files) > BEHIND
+    def _under_way(self, files: Sequence[InvertedFile]) -> str:
+        """What is not yet as it will be."""
+        if self._trains:
+            return reasons.BEING_MADE
+        if max(len(file.pending) for file in files) > BEHIND:
+            return reasons.BEING_FILLED
+        return reasons.BEING_JUDGED if any(file.is_doubted for file in files) else ""
 
     def clear(self) -> None:
         """Zeroes what was made of keys and queries; the index must not be used after."""
@@ -155,9 +156,9 @@ class Index:
         self._too_few = entries < ENTRIES_MIN[self._spec.index]
         return self._too_few
 
-    def searched(self, head: int, queries: Raw, top_k: int, *, dtype: Dtype, entries: int, cost: int) -> None:
-        """Notes a search, and keeps a few of its queries [N, D] for comparing."""
-        if self.is_too_small(entries) or self._spec.recall >= 1:
+    def searched(self, head: int, queries: Raw, top_k: int, *, dtype: Dtype, cost: int) -> None:
+        """Notes a search where lists may be of use, and keeps a few of its queries [N, D] to compare."""
+        if self._spec.recall >= 1:
             return
         self._searched[head] += cost
         self._samples[head].add(queries, top_k, dtype=dtype)
@@ -369,12 +370,12 @@ class Index:
 
     def _reason(self) -> str:
         if self._trains:
-            return BEING_MADE
+            return reasons.BEING_MADE
         if self._spec.recall >= 1:
-            return "recall 1.0 needs exact search"
+            return reasons.ALL_ASKED
         if any(self._given_up_at) and not self._too_few:
-            return "no inverted file would be faster at the recall that is asked for, with keys as they are"
-        return "too few entries or queries for an inverted file so far"
+            return reasons.NONE_FASTER
+        return reasons.TOO_FEW
 
 
 _FLOAT32 = kernels.FLOAT32

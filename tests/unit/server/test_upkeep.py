@@ -11,7 +11,7 @@ from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.spec import Dtype, IndexChoice
 from recollect_server.domain.steps import run_through
-from recollect_server.engine import kernels, upkeep
+from recollect_server.engine import kernels, reasons, upkeep
 from recollect_server.engine.kmeans import lists_for
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
 
@@ -230,7 +230,7 @@ def test_lists_for(entries: int, lists: int) -> None:
     assert lists_for(entries) == lists
 
 
-def test_it_is_said_that_entries_wait_for_their_lists() -> None:
+def test_it_is_said_what_makes_a_bank_slow_for_a_while() -> None:
     """A reader cannot tell why a bank that has just been filled is slow."""
     made, bank = Mixture(), IndexedBank(30_000)
     bank.add(bank.draw(made, 4000))
@@ -238,8 +238,10 @@ def test_it_is_said_that_entries_wait_for_their_lists() -> None:
     assert not bank.bank.index_state.reason
     bank.add(bank.draw(made, upkeep.BEHIND + 1000))
     state = bank.bank.index_state
-    assert (state.index, state.reason) == ("ivf", upkeep.BEING_FILLED)
+    assert (state.index, state.reason) == ("ivf", reasons.BEING_FILLED)
     bank.upkeep()
+    assert bank.bank.index_state.reason == reasons.BEING_JUDGED
+    bank.read(made, 10)
     assert not bank.bank.index_state.reason
 
 

@@ -29,7 +29,7 @@ def run(scale: Scale) -> Outcome:
         for size in dict.fromkeys(sizes):
             begun = fill(space, data.keys[held:size], data.values[held:size])
             first, held = first if held else begun, size
-            engine = settle(space, data.queries, seconds=scale.seconds_max)
+            engine = settle(space, data.queries, seconds=3 * scale.seconds_max)
             keys = data.keys[:size]
             taken = alternate(
                 {

@@ -263,6 +263,7 @@ class InvertedFile:
     def settle(self, recall: float) -> None:
         """Reaches as far as what was learnt says; it will count for less next time."""
         self._aim(recall)
+        self._doubted_with = self._judged_with
         for reach in self._reaches.values():
             reach.fade(KEPT)
         if self._codes is not None:

@@ -55,6 +55,31 @@ def test_what_was_learnt_of_fewer_entries_proves_little() -> None:
     assert file.judged == 1
 
 
+def test_a_doubt_ends_when_it_is_judged() -> None:
+    """A bank that grew, and shrank before anybody read, is looked into too far for ever, or said to be."""
+    rng = np.random.default_rng(4)
+    keys, live = from_float32(spread("subspace", rng, ENTRIES, DIM), Dtype.FLOAT32), [slice(0, ENTRIES)]
+    file = filed(keys)
+
+    def learn() -> None:
+        queries = spread("subspace", rng, 200, DIM)
+        hits = np.argsort(-(queries @ keys.float32().T), axis=1)[:, :20].astype(np.int64)
+        file.begin_judging(ENTRIES)
+        file.learn(queries, hits, keys=keys.raw, dtype=keys.dtype, live=live)
+        file.settle(RECALL)
+
+    learn()
+    before = file.probes
+    file.doubt(RECALL, entries=ENTRIES + ENTRIES // 4)
+    assert (file.is_doubted, file.probes) == (False, before)
+    file.doubt(RECALL, entries=3 * ENTRIES)
+    assert file.is_doubted
+    assert file.probes > before
+    learn()
+    assert not file.is_doubted
+    assert file.probes <= 1.2 * before
+
+
 @pytest.mark.usefixtures("isa", "threads")
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
 def test_few_large_queries_choose_the_lists_that_many_do(count: int) -> None:

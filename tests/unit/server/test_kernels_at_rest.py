@@ -23,7 +23,7 @@ HEADS, QUERIES, ROWS, DIM, TOP_K = 2, 40, 3000, 64, 8
 EACH = 65_536 * 4
 """Bytes of keys as a thread lays them out for several queries."""
 
-MANY_ROWS = 40_000
+MANY_ROWS = 60_000
 """So many that a matrix unit, which lays out fewer keys at once, has as much beside them to remember."""
 
 

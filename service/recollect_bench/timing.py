@@ -36,6 +36,10 @@ Call = Callable[[], object]
 """Something to time; if it returns a float, it timed itself, in seconds."""
 
 
+ROUNDS_LEAST = 3
+"""Of fewer there is no median."""
+
+
 def alternate(
     calls: Mapping[str, Call], *, rounds: int, seconds_max: float = 60.0, warm: int = 1
 ) -> dict[str, Spread]:
@@ -44,7 +48,7 @@ def alternate(
     Args:
         calls: By name.
         rounds: Each is timed so many times ...
-        seconds_max: ... or fewer, if all together have taken this long; at least once.
+        seconds_max: ... or fewer, if all together have taken this long; at least `ROUNDS_LEAST` times.
         warm: Rounds before, which do not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -54,7 +58,7 @@ def alternate(
             taken = timed(call)
             if number >= warm:
                 seconds[name].append(taken)
-        if number >= warm and time.perf_counter() - begun > seconds_max:
+        if number + 1 >= warm + ROUNDS_LEAST and time.perf_counter() - begun > seconds_max:
             break
     return {name: Spread.of(taken) for name, taken in seconds.items()}
 

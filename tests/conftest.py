@@ -35,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = _no_gpu_because() if gpu_items else None
     if reason is not None:
         for item in gpu_items:
+            # Right: only what needs a GPU, where torch or FAISS finds none, and with their reason.
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -111,7 +111,8 @@ class BankStats:
         probes: Of those lists, how many a query looks into; 0 if there is none.
         recall: Of queries that were compared lately with exact search; None before any.
         sampled: Queries compared since the bank was made.
-        reason: Why the search is exact where the namespace asks for an inverted file; "" otherwise.
+        reason: Why the search is exact where the namespace asks for an inverted file, or what of the file is
+            under way: made, filled or judged anew; "" otherwise.
     """
 
     stream: str

@@ -965,7 +965,7 @@ class BankStats(google.protobuf.message.Message):
     sampled: builtins.int
     """queries compared since the bank was made"""
     reason: builtins.str
-    """why the search is exact where the namespace asks for an inverted file"""
+    """why the search is exact though it need not be, or what is under way"""
     def __init__(
         self,
         *,

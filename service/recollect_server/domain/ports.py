@@ -52,8 +52,8 @@ class IndexState:
         recall: Of queries sampled lately, against exact search; None before any.
         sampled: Queries compared since the bank was made.
         found: The sum of their recalls.
-        reason: Why exact search answers where the namespace asks for an inverted file, or that another one
-            is being made; "" otherwise.
+        reason: Why exact search answers where the namespace asks for an inverted file, or what of the
+            inverted file is under way: made, filled or judged anew; "" otherwise.
     """
 
     index: str = "exact"

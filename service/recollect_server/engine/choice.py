@@ -29,22 +29,11 @@ TRIED_UP_TO, TRIED_S = 4.0, 0.02
 
 
 @dataclass(slots=True)
-class _Way:
-    """One way to answer: seconds for each unit of estimated work."""
-
-    rates: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
-
-    @property
-    def rate(self) -> float | None:
-        return median(self.rates) if self.rates else None
-
-
-@dataclass(slots=True)
 class _Size:
-    """What is known of questions of about one size."""
+    """What is known of questions of about one size: seconds for each unit of estimated work, either way."""
 
-    exact: _Way = field(default_factory=_Way)
-    lists: _Way = field(default_factory=_Way)
+    exact: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
+    lists: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
     takes_lists: bool = True
     asked: int = 0  # since the other way was tried
     tried_after: int = TRIED_AFTER
@@ -79,7 +68,7 @@ class Choice:
     def measured(self, queries: int, seconds: float, *, took_lists: bool, work: int) -> None:
         """A question took so long, whose work was estimated at so much."""
         size = self._size(queries)
-        rates = (size.lists if took_lists else size.exact).rates
+        rates = size.lists if took_lists else size.exact
         if took_lists != size.takes_lists:
             rates.clear()
         rates.append(seconds / work)
@@ -90,10 +79,10 @@ class Choice:
 
 def _seconds(size: _Size, exact: int, lists: int) -> tuple[float, float, bool]:
     """What either way takes, and whether that is seconds: as long as nothing was measured, it is work."""
-    rates = size.exact.rate, size.lists.rate
-    known = [rate for rate in rates if rate is not None]
-    exact_rate, lists_rate = ((known or [1.0])[0] if rate is None else rate for rate in rates)
-    return exact * exact_rate, lists * lists_rate, bool(known)
+    exact_rates, lists_rates = size.exact or size.lists, size.lists or size.exact
+    if not exact_rates:
+        return float(exact), float(lists), False
+    return exact * median(exact_rates), lists * median(lists_rates), True
 
 
 def timed(steps: Steps[Answer], note: Callable[[float], None]) -> Steps[Answer]:

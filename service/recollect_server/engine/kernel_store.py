@@ -244,9 +244,11 @@ class KernelStore(CpuBuffers):
         files = [
             index.file_for(head, count, entries, is_asked=True) for head in range(heads.start, heads.stop)
         ]
-        for head, queries in zip(range(heads.start, heads.stop), asked, strict=True):
-            file = files[head - heads.start]
-            cost = work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
+        costs = [
+            work.searched(count, entries, dim) if file is None else file.search_work(count, entries)
+            for file in files
+        ]
+        for head, queries, cost in zip(range(heads.start, heads.stop), asked, costs, strict=True):
             index.searched(head, queries, top_k, dtype=dtype, cost=cost)
         exact_cost = exact_work(count, entries, dim)
         noted = partial(index.choice.measured, count)
@@ -263,9 +265,8 @@ class KernelStore(CpuBuffers):
                 found = yield from timed(scan, partial(noted, took_lists=False, work=exact_cost))
             else:
                 queries, keys = to_float32(asked[row], dtype), self._keys[head]
-                cost = file.search_work(count, entries)
                 search = file.search(queries, keys, self._spec.dtype, live=live, top_k=top_k)
-                found = yield from timed(search, partial(noted, took_lists=True, work=cost))
+                found = yield from timed(search, partial(noted, took_lists=True, work=costs[row]))
             scores[row], slots[row] = found
         return scores, slots
 

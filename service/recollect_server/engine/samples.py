@@ -11,7 +11,13 @@ SAMPLES = 64
 """So many are kept."""
 
 TAKEN, SCATTERED = 4, 0.6180339887
-"""Of one search so many are taken, each time from other places, so that in the end all are."""
+"""Of one search so many are taken, each time from other places, so that in the end all are: by the golden
+section of what lies between two."""
+
+
+def place(number: int, places: int) -> int:
+    """Where the sample of this number begins: those that come one after the other are far apart."""
+    return int(number * SCATTERED % 1 * places)
 
 
 class Samples:
@@ -35,8 +41,7 @@ class Samples:
         self.fresh += 1
         self._searches += 1
         step = max(1, len(queries) // TAKEN)
-        # By the golden section of what lies between two: places that come one after the other are far apart.
-        first = int(self._searches * SCATTERED % 1 * step)
+        first = place(self._searches, step)
         for query in to_float32(queries[first::step][:TAKEN].copy(), dtype):
             self.kept.append((query, top_k))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from recollect_server.domain import work
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.steps import Steps
+from recollect_server.engine.samples import place
 from recollect_server.engine.torch_kmeans import centroids_of, chunk_rows
 from recollect_server.engine.torch_lists import LISTS_MAX, Lists
 from recollect_server.engine.torch_scan import Found, Pause, exact, probed
@@ -43,9 +44,6 @@ SAMPLE_PER_LIST = 32
 SAMPLED_QUERIES = 32
 SAMPLED_AT_ONCE = 8
 """So many queries of a call are compared with exact search: when the file is new, and later."""
-
-SCATTERED = 0.6180339887
-"""Of what lies between two queries of a sample, the next one is so far on: all places come to be asked."""
 
 SAMPLING_SHARE = 4
 """Comparing takes one part in so many of the work of the searches."""
@@ -251,7 +249,7 @@ class BankIndex:
         watch = self._watch
         heads, count, dim = queries.shape
         step = -(-count // SAMPLED_AT_ONCE)
-        these = slice(int(watch.compared * SCATTERED % 1 * step), None, step)
+        these = slice(place(watch.compared, step), None, step)
         some = queries[:, these].contiguous()
         watch.unsampled += done
         cost = heads * work.searched(some.shape[1], self._total, dim)

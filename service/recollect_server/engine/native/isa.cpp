@@ -108,20 +108,9 @@ static void write_products_of_rows(const Range<Float32>& rows, const float* cons
     for (int64_t i = 0; i < n; i += R) {
         const float* row[R];
         for (int r = 0; r < R; ++r) row[r] = rows.row(std::min(i + r, n - 1)), rows.prefetch(i + r);
-        Vec total[W];
-        for (int e = 0; e < W; ++e) total[e] = zero();
-        int d = 0;
-        for (; d + W <= dim; d += W) {
-            Vec x[Q];
-            for (int q = 0; q < Q; ++q) x[q] = load(queries[q] + d);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const Vec key = load(row[r] + d);
-                for (int q = 0; q < Q; ++q) total[r * Q + q] = fma(key, x[q], total[r * Q + q]);
-            }
-        }
+        int d;
         float lanes[W];
-        store(lanes, sums(total));
+        store(lanes, products_of_rows<Float32, Q>(row, queries, dim, d));
         for (int r = 0; r < R && i + r < n; ++r)
             for (int q = 0; q < Q; ++q) {
                 float score = lanes[r * Q + q];

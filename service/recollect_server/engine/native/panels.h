@@ -65,6 +65,27 @@ struct Live {
 
 // ---- few queries: rows as they lie ----
 
+// Products of Q queries with W / Q rows: of the elements before `end`, the last that fills a vector.
+template <class Type, int Q>
+__attribute__((always_inline)) static inline Vec products_of_rows(const typename Type::Element* const* row,
+                                                                  const float* const* queries, int dim, int& end) {
+    constexpr int R = W / Q;
+    Vec total[W];
+    for (int e = 0; e < W; ++e) total[e] = zero();
+    int d = 0;
+    for (; d + W <= dim; d += W) {
+        Vec x[Q];
+        for (int q = 0; q < Q; ++q) x[q] = load(queries[q] + d);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const Vec key = Type::vector(row[r] + d);
+            for (int q = 0; q < Q; ++q) total[r * Q + q] = fma(key, x[q], total[r * Q + q]);
+        }
+    }
+    end = d;
+    return sums(total);
+}
+
 template <class Type, int Q, class Rows, class Filter>
 static void few(const Rows& rows, const float* const* queries, const int64_t* ids, int dim, const float* bias,
                 const RcBest& best, const Filter& wanted) {
@@ -83,19 +104,8 @@ static void few(const Rows& rows, const float* const* queries, const int64_t* id
             row[r] = rows.row(std::min(i + r, n - 1));
             rows.prefetch(i + r + 2 * R);
         }
-        Vec total[W];
-        for (int e = 0; e < W; ++e) total[e] = zero();
-        int d = 0;
-        for (; d + W <= dim; d += W) {
-            Vec x[Q];
-            for (int q = 0; q < Q; ++q) x[q] = load(queries[q] + d);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const Vec key = Type::vector(row[r] + d);
-                for (int q = 0; q < Q; ++q) total[r * Q + q] = fma(key, x[q], total[r * Q + q]);
-            }
-        }
-        Vec scores = sums(total);
+        int d;
+        Vec scores = products_of_rows<Type, Q>(row, queries, dim, d);
         float lanes[W];
         if (d < dim || bias) {
             store(lanes, scores);

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
+import time
 
 from tests.closing import Closing
 
 CHUNK_BYTES = 65_536
+
+BUFFER_BYTES = 65_536
+"""What it has of a server's answers and has not read: the rest is the server's to send."""
+
+SLOW_S = 0.3
+
+WINDOW_UPDATE = bytes([0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+"""Of HTTP/2: the client has room for one byte more, on all streams."""
 
 
 class HoldingProxy(Closing):
@@ -17,14 +27,17 @@ class HoldingProxy(Closing):
     Args:
         port: Of the server.
         hold_after_bytes: Of its answers, on all connections together.
+        tail_after_bytes: Where what it lets pass, once released, stops twice for `SLOW_S`. In between the
+            server is told that something was read: clients do that as they read, at times of their own.
 
     Attributes:
         held: Set once something is held.
     """
 
-    def __init__(self, port: int, *, hold_after_bytes: int) -> None:
+    def __init__(self, port: int, *, hold_after_bytes: int, tail_after_bytes: int = sys.maxsize) -> None:
         self._port = port
         self._left = hold_after_bytes
+        self._left_to_tail = tail_after_bytes
         self._released = threading.Event()
         self.held = threading.Event()
         self._sockets: list[socket.socket] = []
@@ -56,7 +69,9 @@ class HoldingProxy(Closing):
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._port))
+                server = socket.socket()
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+                server.connect(("127.0.0.1", self._port))
                 self._sockets += [client, server]
                 for source, to, holds in ((client, server, False), (server, client, True)):
                     threading.Thread(target=self._pass, args=(source, to, holds), daemon=True).start()
@@ -65,11 +80,21 @@ class HoldingProxy(Closing):
         with contextlib.suppress(OSError):
             while part := source.recv(CHUNK_BYTES):
                 if holds:
-                    self._left -= len(part)
-                    if self._left < 0 and not self._released.is_set():
-                        self.held.set()
-                        self._released.wait()
+                    self._hold(source, len(part))
                 to.sendall(part)
-        for each in (source, to):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        # What the other side still sends has to arrive though it takes nothing any more.
+        with contextlib.suppress(OSError):
+            to.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            source.shutdown(socket.SHUT_RD)
+
+    def _hold(self, server: socket.socket, size: int) -> None:
+        self._left -= size
+        if self._left < 0 and not self._released.is_set():
+            self.held.set()
+            self._released.wait()
+        before, self._left_to_tail = self._left_to_tail, self._left_to_tail - size
+        if self._left_to_tail < 0 <= before:
+            time.sleep(SLOW_S)
+            server.sendall(WINDOW_UPDATE)
+            time.sleep(SLOW_S)

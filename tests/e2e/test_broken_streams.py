@@ -29,6 +29,9 @@ ANSWER_BYTES = len(STREAMS) * TOKENS * TOP_K * (8 + 4 * 3 * DIM)
 """33 MB, in as many chunks: more than sockets and gRPC keep on the way."""
 
 PASSED_BYTES = 3_000_000
+TAIL_BYTES = 500_000
+"""Of an answer: less than sockets keep on the way."""
+
 Found = recollect.SearchResult[Array]
 
 
@@ -79,7 +82,9 @@ def world(tmp_path: Path, limits: dict[str, int], grace_s: int) -> Iterator[Worl
     with (
         ServerProcess(data_dir=tmp_path, limits=limits, environment=environment) as server,
         Installation(server) as installation,
-        HoldingProxy(server.port, hold_after_bytes=PASSED_BYTES) as proxy,
+        HoldingProxy(
+            server.port, hold_after_bytes=PASSED_BYTES, tail_after_bytes=ANSWER_BYTES - TAIL_BYTES
+        ) as proxy,
     ):
         token = installation.tenant("reader", bytes_in_flight_max=ANSWER_BYTES * 3 // 2)
         other_token = installation.tenant("other")
@@ -173,7 +178,7 @@ def test_a_client_that_is_closed_in_the_middle(world: World) -> None:
 
 
 def test_a_drain_in_the_middle(world: World, reading: Callable[..., Future[Found]]) -> None:
-    """A server that is told to end cuts off an answer under way, or takes new calls meanwhile."""
+    """A server that is told to end cuts off an answer under way or its tail, or takes new calls meanwhile."""
     with recollect.connect(world.server.tcp_url, token=world.token, retries=0) as late:
         late.server_info()
         future = reading()

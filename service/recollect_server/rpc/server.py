@@ -45,6 +45,9 @@ ENVELOPE_BYTES = 64 * 1024
 DEADLINE_S_MAX = 10.0 * 365 * 86_400
 """What is beyond is no deadline: some clients write one at the end of time for none."""
 
+LINGER_S = 2.0
+"""How long the end of an answer, some megabytes in socket buffers, may take when the server ends."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -204,6 +207,10 @@ class RpcServer:
             except (grpc.aio.InternalError, grpc.aio.UsageError):  # its caller left
                 raise asyncio.CancelledError from None
             sent_bytes += len(part)
+        if self._endpoint.is_draining:
+            # The connection is closed with its last call. What the caller sends then (he acknowledges what he
+            # reads) is answered by a reset, and of the answer what is still in the kernel's buffers is lost.
+            await asyncio.sleep(LINGER_S)
         return sent_bytes
 
     def _message(self, route: Route, raw: bytes) -> Message:

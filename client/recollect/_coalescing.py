@@ -53,6 +53,25 @@ class _Waiting:
         """Until its caller gives up; None: never."""
         return None if self.end_s is None else max(0.0, self.end_s - time.monotonic())
 
+    async def answered(self, timeout_s: float | None) -> pb.AttendResponse | None:
+        """Waits for the answer.
+
+        Raises:
+            DeadlineExceededError: It took longer than its caller waits.
+        """
+        if timeout_s is None:
+            return await self.answer
+        # Less than half of what `asyncio.timeout` takes.
+        timer = self.answer.get_loop().call_later(timeout_s, self._give_up, timeout_s)
+        try:
+            return await self.answer
+        finally:
+            timer.cancel()
+
+    def _give_up(self, timeout_s: float) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(_late(timeout_s))
+
 
 class _Flight:
     """One message on its way, and those that wait for it to be back."""
@@ -140,11 +159,7 @@ class AsyncCoalescing:
                     self._go_on(method, flight)
             flight.waiting.appendleft(waiting)
             self._go_on(method, flight)
-        try:
-            async with asyncio.timeout(timeout_s):
-                reply = await waiting.answer
-        except TimeoutError:
-            raise _late(timeout_s) from None
+        reply = await waiting.answered(timeout_s)
         if reply is None:
             return await self._inner.call(method, request, reply_type, timeout_s=waiting.left_s())
         return cast("Reply", reply)
@@ -199,7 +214,7 @@ class AsyncCoalescing:
             self._go_on(method, flight)
 
 
-def _late(timeout_s: float | None) -> DeadlineExceededError:
+def _late(timeout_s: float) -> DeadlineExceededError:
     return DeadlineExceededError(f"{timeout_s:g} s passed before the call could be sent and answered")
 
 

@@ -85,5 +85,6 @@ class Turns:
                 del future  # what it raises holds this frame, and with it the whole message
         finally:
             times.waited_s, times.worked_s = job.waited_s, job.worked_s
-        self._upkeep.after(namespace, command)
+        # Not before it: nobody has to wait for that.
+        asyncio.get_running_loop().call_soon(self._upkeep.after, namespace, command)
         return answer

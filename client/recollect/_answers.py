@@ -123,7 +123,7 @@ class SearchAnswer(Generic[A]):
 
 
 class AttendAnswer(Generic[A]):
-    """Output, LSE, and ids if asked for."""
+    """Output, LSE, and ids if asked for; `shape` is [B, Hq, T] of the whole call."""
 
     def __init__(
         self,
@@ -131,12 +131,12 @@ class AttendAnswer(Generic[A]):
         queries: UserArray[A],
         spec: NamespaceSpec,
         *,
+        shape: tuple[int, ...],
         top_k: int,
         with_ids: bool,
     ) -> None:
         self._queries = queries
         self._dtype: Dtype = spec.dtype
-        shape = queries.shape[:3]
         self._output = Assembly(parts, (*shape, spec.value_dim), WIRE_DTYPES[spec.dtype])
         self._lse = Assembly(parts, shape, WIRE_DTYPES["float32"])
         self._ids = Assembly(parts, (*shape, top_k), np.dtype(np.int64)) if with_ids else None

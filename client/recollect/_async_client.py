@@ -9,6 +9,7 @@ from typing import Self
 from recollect import _administration as administration
 from recollect._async_namespace import AsyncNamespace
 from recollect._checks import check_spec
+from recollect._coalescing import Coalescing
 from recollect._results import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, Index, NamespaceInfo, ServerInfo
 from recollect._runner import AsyncRunner
 from recollect._tls import TLS
@@ -35,15 +36,10 @@ def connect_async(
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
     check_tls(tls, target)
-    return AsyncClient(
-        AsyncRunner(
-            open_async_transport(target, token, tls, coalesce=coalesce),
-            url,
-            timeout_s=timeout_s,
-            retries=retries,
-        ),
-        url,
-    )
+    transport = open_async_transport(target, token, tls)
+    runner = AsyncRunner(transport, url, timeout_s=timeout_s, retries=retries)
+    # In one process there is no message to be saved.
+    return AsyncClient(runner, url, coalesce=coalesce and target.kind != "embedded")
 
 
 class AsyncClient:
@@ -52,9 +48,10 @@ class AsyncClient:
     It is an async context manager; after `close`, every call raises `ClosedError`.
     """
 
-    def __init__(self, runner: AsyncRunner, url: str) -> None:
+    def __init__(self, runner: AsyncRunner, url: str, *, coalesce: bool = False) -> None:
         self.url = url
         self._runner = runner
+        self._coalescing = Coalescing(runner) if coalesce else None
 
     def __repr__(self) -> str:
         return f"AsyncClient({self.url!r})"
@@ -88,12 +85,12 @@ class AsyncClient:
         info = await self._runner.run(
             administration.create_namespace(name, spec, exist_ok=exist_ok), timeout_s
         )
-        return AsyncNamespace(info.name, info.spec, self._runner)
+        return AsyncNamespace(info.name, info.spec, self._runner, coalescing=self._coalescing)
 
     async def namespace(self, name: str, *, timeout_s: float | None = None) -> AsyncNamespace:
         """See `Client.namespace`."""
         info = await self._runner.run(administration.get_namespace(name), timeout_s)
-        return AsyncNamespace(info.name, info.spec, self._runner)
+        return AsyncNamespace(info.name, info.spec, self._runner, coalescing=self._coalescing)
 
     async def list_namespaces(
         self, *, page_size: int | None = None, timeout_s: float | None = None

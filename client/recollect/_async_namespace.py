@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from recollect._administration import create_namespace, get_stats
+from recollect._attends import prepare_attend
 from recollect._checks import Include, check_include
-from recollect._reads import check_read, prepare_attend, prepare_attend_backward, prepare_search
+from recollect._coalescing import Coalescing
+from recollect._reads import check_read, prepare_attend_backward, prepare_search
 from recollect._results import (
     A,
     AddResult,
@@ -28,10 +30,13 @@ class AsyncNamespace:
     read run beside each other.
     """
 
-    def __init__(self, name: str, spec: NamespaceSpec, runner: AsyncRunner) -> None:
+    def __init__(
+        self, name: str, spec: NamespaceSpec, runner: AsyncRunner, *, coalescing: Coalescing | None = None
+    ) -> None:
         self.name = name
         self.spec = spec
         self._runner = runner
+        self._coalescing = coalescing
 
     def __repr__(self) -> str:
         return f"AsyncNamespace({self.name!r}, {self.spec})"
@@ -88,10 +93,12 @@ class AsyncNamespace:
     ) -> AttendResult[A]:
         """See `Namespace.attend`."""
         read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
-        split = prepare_attend(
+        asked = prepare_attend(
             read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok, exact=exact
         )
-        return await self._runner.run_split(split, timeout_s)
+        if self._coalescing is not None:
+            return await self._coalescing.attend(asked, timeout_s)
+        return await self._runner.run_split(asked.split, timeout_s)
 
     async def attend_backward(
         self,

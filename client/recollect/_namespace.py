@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from recollect._administration import create_namespace, get_stats
+from recollect._attends import prepare_attend
 from recollect._checks import Include, check_include
-from recollect._reads import check_read, prepare_attend, prepare_attend_backward, prepare_search
+from recollect._reads import check_read, prepare_attend_backward, prepare_search
 from recollect._results import (
     A,
     AddResult,
@@ -131,10 +132,10 @@ class Namespace:
             timeout_s: See the class.
         """
         read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
-        split = prepare_attend(
+        asked = prepare_attend(
             read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok, exact=exact
         )
-        return self._runner.run_split(split, timeout_s)
+        return self._runner.run_split(asked.split, timeout_s)
 
     def attend_backward(
         self,

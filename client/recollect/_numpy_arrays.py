@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from recollect._bits import LARGEST, Floats, Ids, Wire, from_bits, has_infinite, to_bits, to_float32
-from recollect._results import Dtype
+from recollect._results import Array, Dtype
 from recollect.errors import InvalidArgumentError
 
 _FLOAT_BYTES = (2, 4, 8)
@@ -21,6 +22,11 @@ class NumpyArray:
         self._argument = argument
         self._array = array
         self.shape: tuple[int, ...] = array.shape
+
+    @property
+    def likeness(self) -> Hashable:
+        """What results take after."""
+        return self._array.dtype
 
     def floats(self) -> Floats:
         """The array, if its dtype is one that can travel."""
@@ -72,6 +78,10 @@ class NumpyArray:
     def give_exact(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """float32 scores or int64 ids, whose dtype stays."""
         return _read_only(values)
+
+    def give_rows(self, given: Array, first: int, end: int) -> npt.NDArray[np.generic]:
+        """Rows of what was given, without the others in memory."""
+        return _read_only(cast("npt.NDArray[np.generic]", given)[first:end].copy())
 
 
 def out_of_range(argument: str, source: str, dtype: Dtype, largest: float) -> InvalidArgumentError:

@@ -1,4 +1,4 @@
-"""Search, attend and its gradient as work: what is sent, how it is split, what comes out."""
+"""Search and the gradient of attend as work: what is sent, how it is split, what comes out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic
 import numpy as np
 import numpy.typing as npt
 
-from recollect._answers import AttendAnswer, SearchAnswer
+from recollect._answers import SearchAnswer
 from recollect._bits import WIRE_DTYPES, Ids, Wire
 from recollect._checks import (
     Include,
@@ -23,7 +23,7 @@ from recollect._checks import (
     check_rank,
     check_shape,
 )
-from recollect._results import A, Array, AttendResult, Limits, NamespaceSpec, SearchResult
+from recollect._results import A, Array, Limits, NamespaceSpec, SearchResult
 from recollect._splitting import Assembly, Part, TokenBytes, split_grid
 from recollect._streaming import STREAMED_FROM_BYTES
 from recollect._tensor import (
@@ -34,10 +34,11 @@ from recollect._tensor import (
     read_floats,
     user_array,
 )
-from recollect._work import ATTEND, ATTEND_BACKWARD, SEARCH, SEARCH_STREAM, Work
+from recollect._work import ATTEND_BACKWARD, SEARCH, SEARCH_STREAM, Work
 from recollect.v1 import memory_pb2 as pb
 
-_SCALAR_BYTES = 4  # of a score, an LSE, or an id's offset
+SCALAR_BYTES = 4
+"""Of a score, an LSE, or an id's offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,9 @@ class Queries(Generic[A]):
     def split(
         self, weight: TokenBytes, limits: Limits, hint: str, *, down_bytes_max: int | None = None
     ) -> list[Part]:
-        rows, _, tokens, _ = self.array.shape
         return split_grid(
-            rows,
-            tokens,
+            len(self.streams),
+            self.array.shape[2],
             weight,
             names=self.streams,
             namespace=self.namespace,
@@ -108,7 +108,7 @@ def prepare_search(
         fetched = ("keys" in include) * spec.key_dim + ("values" in include) * spec.value_dim
         weight = TokenBytes(
             up=heads * spec.key_dim * read.itemsize,
-            down=heads * top_k * (2 * _SCALAR_BYTES + fetched * read.itemsize),
+            down=heads * top_k * (2 * SCALAR_BYTES + fetched * read.itemsize),
         )
         rows, _, tokens, _ = read.array.shape
         # Each part of a split read searches anew.
@@ -152,44 +152,6 @@ def prepare_search(
     return split
 
 
-def prepare_attend(
-    read: Queries[A], *, top_k: int, scale: float | None, with_ids: bool, missing_ok: bool, exact: bool
-) -> Callable[[Limits], Work[pb.AttendResponse, AttendResult[A]]]:
-    """Converts now; splits when the limits are known."""
-    spec, dtype = read.spec, read.spec.dtype
-    top_k = check_int("top_k", top_k, minimum=1)
-    factor = _scale(scale, spec)
-    wire = read.array.to_wire(dtype)
-    heads = read.array.shape[1]
-
-    def split(limits: Limits) -> Work[pb.AttendResponse, AttendResult[A]]:
-        check_int("top_k", top_k, maximum=limits.top_k_max)
-        # The server counts the ids even where it need not send them: they bound its working memory.
-        down = spec.value_dim * read.itemsize + _SCALAR_BYTES + top_k * _SCALAR_BYTES
-        weight = TokenBytes(up=heads * spec.key_dim * read.itemsize, down=heads * down)
-        parts = read.split(weight, limits, "Lower top_k, or use fewer or smaller heads")
-        answer = AttendAnswer(parts, read.array, spec, top_k=top_k, with_ids=with_ids)
-
-        def build(index: int) -> pb.AttendRequest:
-            part = parts[index]
-            return pb.AttendRequest(
-                namespace=read.namespace,
-                layer=read.layer,
-                streams=read.streams[part.rows],
-                queries=floats_message(wire[part.rows, :, part.tokens], dtype),
-                top_k=top_k,
-                scale=factor,
-                omit_ids=not with_ids,
-                min_sequences=read.min_sequences[part.rows],
-                missing_ok=missing_ok,
-                exact=exact,
-            )
-
-        return Work(ATTEND, pb.AttendResponse, True, True, len(parts), build, answer.accept, answer.finish)
-
-    return split
-
-
 @dataclass(frozen=True, slots=True)
 class _Gradients:
     """What comes from upstream, on its way to the server."""
@@ -203,8 +165,8 @@ class _Gradients:
         """Of one token, all heads."""
         _, heads, _, top_k = self.ids.shape
         output_bytes = int(self.output.shape[3]) * int(self.output.dtype.itemsize)
-        lse_bytes = 0 if self.lse is None else _SCALAR_BYTES
-        return int(heads) * (int(top_k) * _SCALAR_BYTES + output_bytes + lse_bytes)
+        lse_bytes = 0 if self.lse is None else SCALAR_BYTES
+        return int(heads) * (int(top_k) * SCALAR_BYTES + output_bytes + lse_bytes)
 
 
 def _convert_gradients(
@@ -231,7 +193,7 @@ def prepare_attend_backward(
 ) -> Callable[[Limits], Work[pb.AttendBackwardResponse, A]]:
     """Converts now; splits when the limits are known."""
     array, dtype = read.array, read.spec.dtype
-    factor = _scale(scale, read.spec)
+    factor = checked_scale(scale, read.spec)
     wire = array.to_wire(dtype)
     gradients = _convert_gradients(read, ids, grad_output, grad_lse)
     queries_bytes = array.shape[1] * array.shape[3] * read.itemsize
@@ -267,5 +229,6 @@ def prepare_attend_backward(
     return split
 
 
-def _scale(scale: float | None, spec: NamespaceSpec) -> float:
+def checked_scale(scale: float | None, spec: NamespaceSpec) -> float:
+    """By what scores are multiplied; None: the usual."""
     return 1 / math.sqrt(spec.key_dim) if scale is None else check_positive("scale", scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -21,11 +22,16 @@ _REFUSED_QUOTA = "QUOTA_"
 
 
 class Deadline:
-    """The point in time by which a logical call must be over, with all its parts and retries."""
+    """The point in time by which a logical call must be over, with all its parts and retries.
+
+    Attributes:
+        timeout_s: From the beginning; infinite without a deadline.
+        end_s: By `time.monotonic`.
+    """
 
     def __init__(self, timeout_s: float | None) -> None:
-        self._timeout_s = None if timeout_s is None else check_positive("timeout_s", timeout_s)
-        self._end = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        self.timeout_s = math.inf if timeout_s is None else check_positive("timeout_s", timeout_s)
+        self.end_s = time.monotonic() + self.timeout_s
 
     def left_s(self) -> float | None:
         """Seconds left; None without a deadline.
@@ -33,11 +39,11 @@ class Deadline:
         Raises:
             DeadlineExceededError: None are left.
         """
-        if self._end is None:
+        if self.end_s == math.inf:
             return None
-        left_s = self._end - time.monotonic()
+        left_s = self.end_s - time.monotonic()
         if left_s <= 0:
-            raise DeadlineExceededError(f"timeout_s={self._timeout_s:g} passed before the call was complete")
+            raise DeadlineExceededError(f"timeout_s={self.timeout_s:g} passed before the call was complete")
         return left_s
 
 

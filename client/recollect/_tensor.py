@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
@@ -34,6 +34,9 @@ class UserArray(Protocol[A_co]):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def likeness(self) -> Hashable: ...
+
     def to_wire(self, dtype: Dtype, exponents: npt.NDArray[np.int32] | None = None) -> Wire: ...
 
     def to_ids(self) -> Ids: ...
@@ -45,6 +48,8 @@ class UserArray(Protocol[A_co]):
     ) -> A_co: ...
 
     def give_exact(self, values: npt.NDArray[np.generic]) -> A_co: ...
+
+    def give_rows(self, given: Array, first: int, end: int) -> A_co: ...
 
 
 def user_array(argument: str, array: A) -> UserArray[A]:

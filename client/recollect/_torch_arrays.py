@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from recollect._bits import WIRE_DTYPES, Ids, Wire
 from recollect._numpy_arrays import out_of_range
-from recollect._results import Dtype
+from recollect._results import Array, Dtype
 from recollect.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class TorchArray:
         self._argument = argument
         self._tensor = tensor.detach()
         self.shape: tuple[int, ...] = tuple(tensor.shape)
+
+    @property
+    def likeness(self) -> Hashable:
+        """What results take after."""
+        return self._tensor.dtype, self._tensor.device
 
     def _floats(self) -> torch.Tensor:
         if self._tensor.dtype not in _FLOATS:
@@ -87,6 +93,10 @@ class TorchArray:
     def give_exact(self, values: npt.NDArray[np.generic]) -> torch.Tensor:
         """float32 scores or int64 ids on this tensor's device."""
         return _from_numpy(values).to(self._tensor.device)
+
+    def give_rows(self, given: Array, first: int, end: int) -> torch.Tensor:
+        """Rows of what was given, without the others in memory."""
+        return cast("torch.Tensor", given)[first:end].clone()
 
 
 def _scaled(values: torch.Tensor, exponents: npt.NDArray[np.int32]) -> torch.Tensor:

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
-from recollect._coalescing import AsyncCoalescing
 from recollect._embedded_transport import AsyncEmbeddedTransport, EmbeddedTransport
 from recollect._tls import TLS
 from recollect._url import Target
@@ -59,13 +58,10 @@ def open_transport(target: Target, token: str | None, tls: TLS | None = None) ->
     return GrpcTransport(target, token, tls)
 
 
-def open_async_transport(
-    target: Target, token: str | None, tls: TLS | None = None, *, coalesce: bool = True
-) -> AsyncTransport:
+def open_async_transport(target: Target, token: str | None, tls: TLS | None = None) -> AsyncTransport:
     """The transport for a URL. Nothing is dialled yet."""
     if target.kind == "embedded":
         return AsyncEmbeddedTransport(token)
     from recollect._grpc_transport import AsyncGrpcTransport
 
-    grpc = AsyncGrpcTransport(target, token, tls)
-    return AsyncCoalescing(grpc) if coalesce else grpc
+    return AsyncGrpcTransport(target, token, tls)

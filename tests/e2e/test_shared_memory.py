@@ -49,9 +49,9 @@ def read(memory: CheckedMemory, *, streams: list[str] = STREAMS) -> None:
 
 
 def pool_of(client: object) -> regions.RegionPool:
-    """The regions that a client holds, an async one's beneath its blocking face and what coalesces calls."""
+    """The regions that a client holds, an async one's beneath its blocking face."""
     found = client
-    for name in ("_inner", "_runner", "_transport", "_inner"):
+    for name in ("_inner", "_runner", "_transport"):
         found = vars(found).get(name, found)
     pool = vars(found)["_regions"]
     assert isinstance(pool, regions.RegionPool)

@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from google.protobuf.message import Message
 
 import recollect
-from recollect._coalescing import ROWS_MAX, AsyncCoalescing
+from recollect._coalescing import ROWS_MAX
 from recollect._embedded_transport import AsyncEmbeddedTransport
+from recollect._results import Array
 from recollect._runner import AsyncRunner
 from recollect._work import ATTEND, Collector, Reply, Upload
 from recollect.v1 import memory_pb2 as pb
@@ -27,6 +29,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.rows: list[int] = []
+        self.failures = 0
         self.go = asyncio.Event()
         self.go.set()
         self._inner = AsyncEmbeddedTransport(None)
@@ -39,6 +42,9 @@ class Watched:
             assert isinstance(request, pb.AttendRequest)
             self.rows.append(len(request.streams))
             await self.go.wait()
+            if self.failures:
+                self.failures -= 1
+                raise recollect.UnavailableError("for the test")
         return await self._inner.call(method, request, reply_type, timeout_s=timeout_s)
 
     async def stream(
@@ -63,11 +69,10 @@ class World:
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
-        self.coalescing = AsyncCoalescing(watched)
 
     async def fill(self) -> None:
         """Makes the namespace."""
-        made = await self._client(self.watched).create_namespace(
+        made = await self._client(coalesce=False).create_namespace(
             "n", layers=[0, 1], heads=HEADS, key_dim=DIM, value_dim=DIM, capacity=64, dtype="float32"
         )
         generator = np.random.default_rng(0)
@@ -77,12 +82,13 @@ class World:
             keys, values = generator.standard_normal((2, *shape), dtype=np.float32)
             await made.add(layer, keys, values, streams=names)
         self.plain = made
-        self.together = await self._client(self.coalescing).namespace("n")
+        self.together = await self._client(coalesce=True, retries=1).namespace("n")
         await self.together.attend(0, queries(0), top_k=5, streams=["s0"])  # asks for the limits first
         self.watched.rows.clear()
 
-    def _client(self, transport: Watched | AsyncCoalescing) -> recollect.AsyncClient:
-        return recollect.AsyncClient(AsyncRunner(transport, "test://", timeout_s=60, retries=0), "test://")
+    def _client(self, *, coalesce: bool, retries: int = 0) -> recollect.AsyncClient:
+        runner = AsyncRunner(self.watched, "test://", timeout_s=60, retries=retries)
+        return recollect.AsyncClient(runner, "test://", coalesce=coalesce)
 
 
 def run(check: Callable[[World], Awaitable[None]]) -> None:
@@ -94,7 +100,7 @@ def run(check: Callable[[World], Awaitable[None]]) -> None:
         try:
             await check(world)
         finally:
-            await world.coalescing.close()
+            await world.watched.close()
 
     asyncio.run(whole())
 
@@ -164,6 +170,21 @@ def test_an_error_is_its_callers_alone() -> None:
     run(check)
 
 
+def test_what_passes_is_tried_again_together() -> None:
+    """A server that was away for a moment then gets as many messages as there are callers."""
+
+    async def check(world: World) -> None:
+        world.watched.failures = 1
+        answers = await asyncio.gather(
+            *(world.together.attend(0, queries(n), top_k=5, streams=["s1"]) for n in range(6))
+        )
+        assert world.watched.rows == [6, 6]
+        for number, answer in enumerate(answers):
+            assert_same(answer, await world.plain.attend(0, queries(number), top_k=5, streams=["s1"]))
+
+    run(check)
+
+
 def test_only_what_is_alike_is_sent_together() -> None:
     """Calls that differ in layer, top_k, scale, shape or what they want are answered as if they did not."""
 
@@ -184,6 +205,64 @@ def test_only_what_is_alike_is_sent_together() -> None:
             for ask, answer in zip(asks, answers, strict=True):
                 assert_same(answer, await ask(world.plain))
             world.watched.rows.clear()
+
+    run(check)
+
+
+def test_answers_are_like_their_questions() -> None:
+    """Beside callers with torch tensors or another precision, one is answered in theirs."""
+
+    async def check(world: World) -> None:
+        asked: list[Array] = [queries(1), queries(2).astype(np.float64)]
+        asked += [torch.from_numpy(queries(3)), queries(4)]
+        answers = await asyncio.gather(*(world.together.attend(0, q, top_k=5, streams=["s1"]) for q in asked))
+        assert sorted(world.watched.rows) == [1, 1, 2]
+        for q, answer in zip(asked, answers, strict=True):
+            assert type(answer.output) is type(q)
+            assert answer.output.dtype == q.dtype
+            plain = await world.plain.attend(0, np.asarray(q, np.float32), top_k=5, streams=["s1"])
+            np.testing.assert_allclose(np.asarray(answer.output), plain.output, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(np.asarray(answer.ids), np.asarray(plain.ids))
+
+    run(check)
+
+
+def test_what_is_asked_is_what_it_was_when_it_was_asked() -> None:
+    """A caller that uses its array again while it waits gets the answer to something else."""
+
+    async def check(world: World) -> None:
+        world.watched.go.clear()
+        first = asyncio.create_task(world.together.attend(0, queries(0), top_k=5, streams=["s0"]))
+        while not world.watched.rows:
+            await asyncio.sleep(0)
+        array = queries(1)
+        waiting = [
+            asyncio.create_task(world.together.attend(0, array, top_k=5, streams=[name]))
+            for name in ("s1", "s2")
+        ]
+        await asyncio.sleep(0)
+        array[...] = 7
+        world.watched.go.set()
+        for name, answer in zip(("s1", "s2"), await asyncio.gather(*waiting), strict=True):
+            assert_same(answer, await world.plain.attend(0, queries(1), top_k=5, streams=[name]))
+        await first
+
+    run(check)
+
+
+def test_an_answer_keeps_nobody_elses_rows() -> None:
+    """Whoever keeps one answer keeps the whole batch in memory, or may write to what is read-only."""
+
+    async def check(world: World) -> None:
+        answers = await asyncio.gather(
+            *(world.together.attend(0, queries(n), top_k=5, streams=["s1"]) for n in range(10))
+        )
+        assert world.watched.rows == [10]
+        for answer in answers:
+            for array in (answer.output, answer.lse, answer.ids):
+                assert array is not None
+                assert array.base is None or array.base.nbytes <= 2 * array.nbytes
+                assert not array.flags.writeable
 
     run(check)
 

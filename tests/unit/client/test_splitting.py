@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recollect import InvalidArgumentError, Limits, NamespaceSpec
+from recollect._attends import prepare_attend
 from recollect._bits import WIRE_DTYPES, to_bits
-from recollect._reads import check_read, prepare_attend, prepare_attend_backward, prepare_search
+from recollect._reads import check_read, prepare_attend_backward, prepare_search
 from recollect._results import Dtype
 from recollect._splitting import Assembly, RowSequences, TokenBytes, even_slices, split_grid
 from recollect._writes import prepare_add, prepare_evict
@@ -211,7 +212,9 @@ def test_no_message_is_over_the_limit(
         assert fits(reply, bytes_max)
         search.accept(index, reply)
     assert search.finish().keys is not None
-    attend = prepare_attend(read, top_k=top_k, scale=None, with_ids=True, missing_ok=True, exact=True)(bounds)
+    attend = prepare_attend(read, top_k=top_k, scale=None, with_ids=True, missing_ok=True, exact=True).split(
+        bounds
+    )
     for index in range(attend.count):
         request = attend.build(index)
         assert isinstance(request, pb.AttendRequest)

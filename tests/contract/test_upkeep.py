@@ -196,3 +196,4 @@ def test_work_that_fails_is_not_begun_again_at_once(
         np.testing.assert_allclose(found.scores[0, 0], best, rtol=1e-4)
     failed = [each for each in caplog.records if "upkeep of an index failed" in each.message]
     assert len(failed) == 1
+    assert "being made" not in ns.stats(streams=["s"]).banks[0].reason  # nor is it held on to

@@ -120,7 +120,9 @@ class Upkeep:
         if error is not None:
             log.error("upkeep of an index failed; exact search goes on", exc_info=error)
             # A defect, then, which the next call would only meet again.
-            self._rests_until_s[place.key] = time.monotonic() + FAILED_REST_S
+            now_s = time.monotonic()
+            resting = {key: until_s for key, until_s in self._rests_until_s.items() if until_s > now_s}
+            self._rests_until_s = {**resting, place.key: now_s + FAILED_REST_S}
             return
         bank = self._bank(place)
         if bank is not None:

@@ -39,3 +39,8 @@ def exact_work(queries: int, entries: int, dim: int) -> int:
     if queries >= ROUNDED_MIN and kernels.has_tiles():
         each_key = min(each_key, (40 + 0.47 * queries) * dim + 4 * queries)
     return int(6_000_000 + 400_000 * queries + each_key * entries)
+
+
+def rows_in(step: int, each: int) -> int:
+    """How many rows that take `each` are a step of background work."""
+    return max(64, step // max(1, each))

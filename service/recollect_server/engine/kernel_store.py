@@ -20,6 +20,7 @@ from recollect_server.engine.costs import exact_work
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.ivf import scan_exactly
 from recollect_server.engine.kernel_rows import Row, attend_together, joined
+from recollect_server.engine.ranges import length_of
 from recollect_server.engine.tiles import in_parts
 from recollect_server.engine.upkeep import Index
 
@@ -182,7 +183,7 @@ class KernelStore(CpuBuffers):
         some: list[Row] = []
         took = 0
         for store, live in rows:
-            entries = sum(part.stop - part.start for part in live)
+            entries = length_of(live)
             if not isinstance(store, KernelStore) or queries > TOGETHER_MAX:
                 break
             index = store._index
@@ -237,7 +238,7 @@ class KernelStore(CpuBuffers):
         self, asked: Raw, dtype: Dtype, heads: slice, *, live: Sequence[slice], top_k: int, exact: bool
     ) -> Steps[tuple[Float32, Int64]]:
         """Scores and slots [h, n, K] of queries asked [h, n, Dk] of some heads."""
-        index, entries = self._index, sum(part.stop - part.start for part in live)
+        index, entries = self._index, length_of(live)
         if exact or index is None or index.is_too_small(entries):
             return (yield from self._scanned(asked, dtype, heads, live=live, top_k=top_k))
         count, dim = asked.shape[1:]

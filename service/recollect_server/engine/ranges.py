@@ -38,7 +38,12 @@ class Ranges:
         return taken
 
     def _count(self) -> None:
-        self._size = sum(part.stop - part.start for part in self._parts)
+        self._size = length_of(self._parts)
+
+
+def length_of(parts: Iterable[slice]) -> int:
+    """How much is in all of them."""
+    return sum(part.stop - part.start for part in parts)
 
 
 def common(some: Iterable[slice], others: Iterable[slice]) -> list[slice]:

@@ -14,9 +14,10 @@ from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels, reasons
 from recollect_server.engine.choice import Choice
-from recollect_server.engine.costs import exact_work
+from recollect_server.engine.costs import exact_work, rows_in
 from recollect_server.engine.ivf import InvertedFile, scan_exactly
 from recollect_server.engine.kmeans import centroids_of, lists_for
+from recollect_server.engine.ranges import length_of
 from recollect_server.engine.recall import recall_of, those_in
 from recollect_server.engine.samples import SAMPLES, Samples
 
@@ -180,7 +181,7 @@ class Index:
 
     def wants_upkeep(self, live: Sequence[slice]) -> bool:
         """Whether there is something to do."""
-        entries = _entries(live)
+        entries = length_of(live)
         if self._spec.recall >= 1 or entries < ENTRIES_MIN[self._spec.index]:
             return False
         return self._job is not None or any(self._task(head, entries) for head in range(self._spec.heads))
@@ -189,22 +190,29 @@ class Index:
         """A slice of what there is to do on keys [heads, slots, D]; whether there is more."""
         yield 0
         done, self._keys, self._live = 0, keys, live
-        while done < SLICE and self.wants_upkeep(live):
-            if self._job is None:
-                self._job = self._next_job()
-            took = None if self._job is None else next(self._job, None)
-            if took is None:
-                self._trains = False
-                self._job = None
-                continue
-            done += took
-            yield took
-        self._count()
-        self._keys = _NO_KEYS  # a slice would keep a buffer that the bank has outgrown
+        try:
+            while done < SLICE and self.wants_upkeep(live):
+                took = self._work()
+                done += took
+                yield took
+        except Exception:  # a defect: what was begun is not gone on with
+            self._growing, self._trains, self._job = None, False, None
+            raise
+        finally:
+            self._count()
+            self._keys = _NO_KEYS  # a slice would keep a buffer that the bank has outgrown
         return self.wants_upkeep(live)
 
+    def _work(self) -> int:
+        """Goes on with the job that there is, or the next one; what it took."""
+        self._job = self._job or self._next_job()
+        took = None if self._job is None else next(self._job, None)
+        if took is None:
+            self._trains, self._job = False, None
+        return took or 0
+
     def _next_job(self) -> Generator[int, None, None] | None:
-        entries = _entries(self._live)
+        entries = length_of(self._live)
         tasks = ((head, self._task(head, entries)) for head in range(self._spec.heads))
         return next((task(head) for head, task in tasks if task is not None), None)
 
@@ -235,18 +243,18 @@ class Index:
     def _assign(self, head: int) -> Generator[int, None, None]:
         file = self._files[head]
         while file is not None and len(file.pending):
-            file.doubt(self._spec.recall, entries=_entries(self._live))
-            yield file.assign(self._keys[head], self._spec.dtype, _rows(STEP, file.centroids.size))
+            file.doubt(self._spec.recall, entries=length_of(self._live))
+            yield file.assign(self._keys[head], self._spec.dtype, rows_in(STEP, file.centroids.size))
 
     def _train(self, head: int) -> Generator[int, None, None]:
-        entries, dim = _entries(self._live), self._spec.key_dim
+        entries, dim = length_of(self._live), self._spec.key_dim
         lists, self._trains = lists_for(entries), True
         size = min(entries, TRAINED_PER_LIST * lists, SAMPLE_BYTES_MAX // (4 * dim))
         sample = np.zeros((size, dim), dtype=np.float32)
         self._sample_bytes = sample.nbytes
         try:
             yield from self._fill(sample, head)
-            centroids, radii = yield from centroids_of(sample, lists, rows=_rows(STEP, lists * dim))
+            centroids, radii = yield from centroids_of(sample, lists, rows=rows_in(STEP, lists * dim))
         finally:
             sample.fill(0)
             self._sample_bytes = 0
@@ -256,10 +264,10 @@ class Index:
             file.pending.add(part)
         self._growing = file
         while len(file.pending) > PENDING_MIN:
-            yield file.assign(self._keys[head], self._spec.dtype, _rows(STEP, lists * dim))
+            yield file.assign(self._keys[head], self._spec.dtype, rows_in(STEP, lists * dim))
         yield from self._judge(head, file)
         self._growing = None
-        useful = self._is_useful(file, _entries(self._live))
+        useful = self._is_useful(file, length_of(self._live))
         self._replace(head, file if useful else None)
         self._given_up_at[head] = 0 if useful else entries
         if not useful:
@@ -295,14 +303,14 @@ class Index:
             self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
             self._found += count * recall
             self._sampled += count
-        if not self._is_useful(file, _entries(self._live)):
+        if not self._is_useful(file, length_of(self._live)):
             self._replace(head, None)
-            self._given_up_at[head] = _entries(self._live)
+            self._given_up_at[head] = length_of(self._live)
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""
         kept = self._samples[head].take()
-        file.begin_judging(_entries(self._live))
+        file.begin_judging(length_of(self._live))
         recalls: list[float] = []
         for top_k in sorted({top_k for _, top_k in kept}):
             queries = np.stack([query for query, of in kept if of == top_k])
@@ -329,7 +337,7 @@ class Index:
     ) -> Generator[int, None, tuple[Float32, Int64]]:
         """What exact search finds for queries [N, D]: scores, slots [N, K]; none if entries keep moving."""
         count, dim = queries.shape
-        best, rows_max = kernels.Best(count, top_k), _rows(STEP, count * dim)
+        best, rows_max = kernels.Best(count, top_k), rows_in(STEP, count * dim)
         for _ in range(JUDGED_ANEW):
             moves = self._moves
             # Within a turn the ring does not change. Between two it may; what has moved is looked for again.
@@ -359,7 +367,7 @@ class Index:
             part = sample[first : first + SAMPLED_TOGETHER]
             live = self._live  # which may change between two turns
             order = np.frombuffer(chance.randbytes(4 * len(part)), dtype=np.uint32).astype(np.int64)
-            order %= _entries(live)
+            order %= length_of(live)
             oldest = live[0].stop - live[0].start
             slots = np.where(order < oldest, live[0].start + order, live[-1].start + order - oldest)
             part[:] = to_float32(self._keys[head][slots], self._spec.dtype)
@@ -390,11 +398,3 @@ def _in_steps(search: Steps[tuple[Float32, Int64]]) -> Generator[int, None, tupl
     except StopIteration as finished:
         found: tuple[Float32, Int64] = finished.value
         return found
-
-
-def _rows(step: int, each: int) -> int:
-    return max(64, step // max(1, each))
-
-
-def _entries(live: Sequence[slice]) -> int:
-    return sum(part.stop - part.start for part in live)

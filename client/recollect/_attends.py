@@ -12,7 +12,7 @@ import numpy as np
 from recollect._answers import AttendAnswer
 from recollect._bits import Wire
 from recollect._checks import check_int
-from recollect._reads import SCALAR_BYTES, Queries, checked_scale
+from recollect._reads import SCALAR_BYTES, Queries, check_scale
 from recollect._results import A, AttendResult, Limits
 from recollect._splitting import TokenBytes
 from recollect._tensor import floats_message
@@ -99,7 +99,7 @@ def prepare_attend(
 ) -> Attend[A]:
     """Converts now; it is split when the limits are known."""
     top_k = check_int("top_k", top_k, minimum=1)
-    options = AttendOptions(top_k, checked_scale(scale, read.spec), with_ids, missing_ok, exact)
+    options = AttendOptions(top_k, check_scale(scale, read.spec), with_ids, missing_ok, exact)
     return Attend(read, read.array.to_wire(read.spec.dtype), options)
 
 

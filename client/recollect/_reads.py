@@ -193,7 +193,7 @@ def prepare_attend_backward(
 ) -> Callable[[Limits], Work[pb.AttendBackwardResponse, A]]:
     """Converts now; splits when the limits are known."""
     array, dtype = read.array, read.spec.dtype
-    factor = checked_scale(scale, read.spec)
+    factor = check_scale(scale, read.spec)
     wire = array.to_wire(dtype)
     gradients = _convert_gradients(read, ids, grad_output, grad_lse)
     queries_bytes = array.shape[1] * array.shape[3] * read.itemsize
@@ -229,6 +229,6 @@ def prepare_attend_backward(
     return split
 
 
-def checked_scale(scale: float | None, spec: NamespaceSpec) -> float:
+def check_scale(scale: float | None, spec: NamespaceSpec) -> float:
     """By what scores are multiplied; None: the usual."""
     return 1 / math.sqrt(spec.key_dim) if scale is None else check_positive("scale", scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from google.protobuf.message import Message
@@ -13,7 +15,7 @@ from recollect._attends import prepare_attend
 from recollect._bits import WIRE_DTYPES, to_bits
 from recollect._reads import check_read, prepare_attend_backward, prepare_search
 from recollect._results import Dtype
-from recollect._splitting import Assembly, RowSequences, TokenBytes, even_slices, split_grid
+from recollect._splitting import Assembly, Part, RowSequences, TokenBytes, even_slices, split_grid
 from recollect._writes import prepare_add, prepare_evict
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.rpc.server import ENVELOPE_BYTES
@@ -29,7 +31,7 @@ def limits(*, message_bytes_max: int = 0, rows_max: int = 0, tokens_max: int = 0
         heads_max=0,
         dim_max=0,
         capacity_max=0,
-        name_length_max=0,
+        name_length_max=128,
         page_size_max=0,
         namespaces_max=0,
         streams_max=0,
@@ -63,7 +65,15 @@ def test_grid_covers_everything_once(
     """A token would be sent twice, not at all, out of order, or in a message that the server refuses."""
     bounds = limits(message_bytes_max=bytes_max, rows_max=rows_max, tokens_max=tokens_max)
     names = ["stream"] * rows
-    parts = split_grid(rows, tokens, TokenBytes(up, down), names=names, namespace="n", limits=bounds, hint="")
+
+    def split(bounds: Limits) -> list[Part]:
+        weight = TokenBytes(up, down)
+        return split_grid(rows, tokens, weight, names=names, namespace="n", limits=bounds, hint="")
+
+    parts = split(bounds)
+    assert parts == split(
+        replace(bounds, name_length_max=0)
+    )  # a server that does not say how long names may be
     seen = np.zeros((rows, tokens), dtype=int)
     for part in parts:
         count = seen[part.rows, part.tokens].size

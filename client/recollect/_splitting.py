@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -69,8 +68,6 @@ def split_grid(
         InvalidArgumentError: One token alone is beyond the limit.
     """
     token_bytes = max(weight.up, weight.down)
-    if _is_small(rows, tokens, token_bytes, limits):
-        return [Part(slice(0, rows), slice(0, tokens))]
     row_bytes = _ROW_BYTES + max(len(name.encode()) for name in names)
     rows_cap = min(rows, limits.rows_max or rows)
     tokens_cap = min(tokens, limits.tokens_max or tokens)
@@ -91,18 +88,6 @@ def split_grid(
         )
     token_slices = even_slices(tokens, tokens_cap)
     return [Part(row, token) for row in even_slices(rows, rows_cap) for token in token_slices]
-
-
-def _is_small(rows: int, tokens: int, token_bytes: int, limits: Limits) -> bool:
-    """Whether it fits whatever the names are: one look for most calls."""
-    names_bytes = (rows + 1) * (_ROW_BYTES + 4 * limits.name_length_max)  # the namespace's too, in UTF-8
-    return (
-        limits.name_length_max > 0
-        and names_bytes <= _BESIDE_BYTES_MAX - _ENVELOPE_BYTES
-        and rows <= (limits.rows_max or rows)
-        and tokens <= (limits.tokens_max or tokens)
-        and rows * tokens * token_bytes <= (limits.message_bytes_max or sys.maxsize)
-    )
 
 
 def even_slices(length: int, size_max: int) -> list[slice]:

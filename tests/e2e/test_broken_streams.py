@@ -76,14 +76,20 @@ def grace_s() -> int:
 
 
 @pytest.fixture
-def world(tmp_path: Path, limits: dict[str, int], grace_s: int) -> Iterator[World]:
+def tail_bytes() -> int:
+    """At the end of an answer, which pass slowly (`HoldingProxy`)."""
+    return TAIL_BYTES
+
+
+@pytest.fixture
+def world(tmp_path: Path, limits: dict[str, int], grace_s: int, tail_bytes: int) -> Iterator[World]:
     """Filled."""
     environment = {"RECOLLECT_DRAIN_GRACE_S": f"{grace_s}"}
     with (
         ServerProcess(data_dir=tmp_path, limits=limits, environment=environment) as server,
         Installation(server) as installation,
         HoldingProxy(
-            server.port, hold_after_bytes=PASSED_BYTES, tail_after_bytes=ANSWER_BYTES - TAIL_BYTES
+            server.port, hold_after_bytes=PASSED_BYTES, tail_after_bytes=ANSWER_BYTES - tail_bytes
         ) as proxy,
     ):
         token = installation.tenant("reader", bytes_in_flight_max=ANSWER_BYTES * 3 // 2)
@@ -190,6 +196,17 @@ def test_a_drain_in_the_middle(world: World, reading: Callable[..., Future[Found
     assert future.result(PATIENCE_S).keys is not None  # the reader has compared it with the oracle
     assert world.server.wait() == 0
     assert "Traceback" not in world.server.log
+
+
+@pytest.mark.parametrize("grace_s", [2])
+@pytest.mark.parametrize("tail_bytes", [-ANSWER_BYTES])  # none
+def test_a_drain_with_little_grace(world: World, reading: Callable[..., Future[Found]]) -> None:
+    """A server waits for an answer to arrive until its own grace is over, and cuts off what was complete."""
+    future = reading()
+    world.server.terminate()
+    world.proxy.release()
+    assert future.result(PATIENCE_S).keys is not None
+    assert world.server.wait() == 0
 
 
 @pytest.mark.parametrize("grace_s", [1])

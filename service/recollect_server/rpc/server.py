@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import time
@@ -84,6 +85,7 @@ class RpcServer:
             HandOver(regions, address.path, mode=self._socket_mode) for address in listen if address.path
         ]
         self._health = Health()
+        self._ends_s = math.inf
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", limits.message_bytes_max + ENVELOPE_BYTES),
@@ -128,6 +130,7 @@ class RpcServer:
 
     async def stop(self, *, grace_s: float) -> None:
         """Drains, and ends when the calls in flight have, or after `grace_s`."""
+        self._ends_s = time.monotonic() + grace_s
         await self.drain()
         await self._server.stop(grace_s)
         for hand_over in self._hand_overs:
@@ -210,7 +213,8 @@ class RpcServer:
         if self._endpoint.is_draining:
             # The connection is closed with its last call. What the caller sends then (he acknowledges what he
             # reads) is answered by a reset, and of the answer what is still in the kernel's buffers is lost.
-            await asyncio.sleep(LINGER_S)
+            # Not to the end of the grace: what is complete would be cut off.
+            await asyncio.sleep(max(0.0, min(LINGER_S, (self._ends_s - time.monotonic()) / 2)))
         return sent_bytes
 
     def _message(self, route: Route, raw: bytes) -> Message:

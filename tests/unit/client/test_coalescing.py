@@ -86,6 +86,14 @@ class World:
         await self.together.attend(0, queries(0), top_k=5, streams=["s0"])  # asks for the limits first
         self.watched.rows.clear()
 
+    async def held_up(self) -> asyncio.Task[recollect.AttendResult[Floats]]:
+        """An attend of stream s0 that is on its way until `watched.go` is set."""
+        self.watched.go.clear()
+        task = asyncio.create_task(self.together.attend(0, queries(0), top_k=5, streams=["s0"]))
+        while not self.watched.rows:
+            await asyncio.sleep(0)
+        return task
+
     def _client(self, *, coalesce: bool, retries: int = 0) -> recollect.AsyncClient:
         runner = AsyncRunner(self.watched, "test://", timeout_s=60, retries=retries)
         return recollect.AsyncClient(runner, "test://", coalesce=coalesce)
@@ -231,10 +239,7 @@ def test_what_is_asked_is_what_it_was_when_it_was_asked() -> None:
     """A caller that uses its array again while it waits gets the answer to something else."""
 
     async def check(world: World) -> None:
-        world.watched.go.clear()
-        first = asyncio.create_task(world.together.attend(0, queries(0), top_k=5, streams=["s0"]))
-        while not world.watched.rows:
-            await asyncio.sleep(0)
+        first = await world.held_up()
         array = queries(1)
         waiting = [
             asyncio.create_task(world.together.attend(0, array, top_k=5, streams=[name]))
@@ -295,10 +300,7 @@ def test_who_leaves_takes_nobody_along() -> None:
     """A caller that is cancelled, or whose time is over, ends the calls of others or waits on."""
 
     async def check(world: World) -> None:
-        world.watched.go.clear()
-        first = asyncio.create_task(world.together.attend(0, queries(0), top_k=5, streams=["s0"]))
-        while not world.watched.rows:
-            await asyncio.sleep(0)
+        first = await world.held_up()
         late = asyncio.create_task(
             world.together.attend(0, queries(1), top_k=5, streams=["s1"], timeout_s=0.05)
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from google.protobuf.message import Message
@@ -15,7 +13,7 @@ from recollect._attends import prepare_attend
 from recollect._bits import WIRE_DTYPES, to_bits
 from recollect._reads import check_read, prepare_attend_backward, prepare_search
 from recollect._results import Dtype
-from recollect._splitting import Assembly, Part, RowSequences, TokenBytes, even_slices, split_grid
+from recollect._splitting import Assembly, RowSequences, TokenBytes, even_slices, split_grid
 from recollect._writes import prepare_add, prepare_evict
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.rpc.server import ENVELOPE_BYTES
@@ -31,7 +29,7 @@ def limits(*, message_bytes_max: int = 0, rows_max: int = 0, tokens_max: int = 0
         heads_max=0,
         dim_max=0,
         capacity_max=0,
-        name_length_max=128,
+        name_length_max=0,
         page_size_max=0,
         namespaces_max=0,
         streams_max=0,
@@ -65,15 +63,7 @@ def test_grid_covers_everything_once(
     """A token would be sent twice, not at all, out of order, or in a message that the server refuses."""
     bounds = limits(message_bytes_max=bytes_max, rows_max=rows_max, tokens_max=tokens_max)
     names = ["stream"] * rows
-
-    def split(bounds: Limits) -> list[Part]:
-        weight = TokenBytes(up, down)
-        return split_grid(rows, tokens, weight, names=names, namespace="n", limits=bounds, hint="")
-
-    parts = split(bounds)
-    assert parts == split(
-        replace(bounds, name_length_max=0)
-    )  # a server that does not say how long names may be
+    parts = split_grid(rows, tokens, TokenBytes(up, down), names=names, namespace="n", limits=bounds, hint="")
     seen = np.zeros((rows, tokens), dtype=int)
     for part in parts:
         count = seen[part.rows, part.tokens].size
@@ -222,9 +212,8 @@ def test_no_message_is_over_the_limit(
         assert fits(reply, bytes_max)
         search.accept(index, reply)
     assert search.finish().keys is not None
-    attend = prepare_attend(read, top_k=top_k, scale=None, with_ids=True, missing_ok=True, exact=True).split(
-        bounds
-    )
+    asked = prepare_attend(read, top_k=top_k, scale=None, with_ids=True, missing_ok=True, exact=True)
+    attend = asked.split(bounds)
     for index in range(attend.count):
         request = attend.build(index)
         assert isinstance(request, pb.AttendRequest)

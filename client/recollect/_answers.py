@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Generic, cast
 
 import numpy as np
@@ -14,12 +14,15 @@ from recollect._checks import Include
 from recollect._results import DTYPE_NUMBERS, A, AttendResult, Dtype, NamespaceSpec, SearchResult
 from recollect._splitting import Assembly, Part, RowSequences
 from recollect._streaming import Bytes, ChunkedAnswer
-from recollect._tensor import UserArray, check_header, read_floats, read_ids, unpack_ids
+from recollect._tensor import UserArray, array_at, check_header, read_floats, read_ids, unpack_ids
+from recollect._work import Shared
 from recollect.v1 import memory_pb2 as pb
+
+PAIRS = (pb.SEARCH_ARRAY_KEYS, pb.SEARCH_ARRAY_VALUES)
 
 
 class SearchAnswer(Generic[A]):
-    """Scores, ids, and what was included."""
+    """Scores, ids, and what was included; `widened`: in float32, if it comes in shared memory."""
 
     def __init__(
         self,
@@ -29,58 +32,82 @@ class SearchAnswer(Generic[A]):
         *,
         top_k: int,
         include: frozenset[Include],
+        widened: bool,
     ) -> None:
         self._queries = queries
-        self._dtype: Dtype = spec.dtype
+        self._dtype: Dtype = spec.dtype  # of keys and values, as they came
+        self._shared_dtype: Dtype = "float32" if widened else spec.dtype
         shape = (*queries.shape[:3], top_k)
         self._scores = Assembly(parts, shape, WIRE_DTYPES["float32"])
         self._ids = Assembly(parts, shape, np.dtype(np.int64))
-        stored = WIRE_DTYPES[spec.dtype]
+        stored = WIRE_DTYPES[self._dtype]
         self._keys = Assembly(parts, (*shape, spec.key_dim), stored) if "keys" in include else None
         self._values = Assembly(parts, (*shape, spec.value_dim), stored) if "values" in include else None
         self._sequences = RowSequences(parts, shape[0])
-        self._wire_kinds = {
-            pb.SEARCH_ARRAY_SCORES: (WIRE_DTYPES["float32"], pb.DTYPE_FLOAT32),
-            pb.SEARCH_ARRAY_IDS: (np.dtype("<i4"), pb.DTYPE_INT32),
-            pb.SEARCH_ARRAY_KEYS: (stored, DTYPE_NUMBERS[spec.dtype]),
-            pb.SEARCH_ARRAY_VALUES: (stored, DTYPE_NUMBERS[spec.dtype]),
-        }
         self._chunked: dict[int, dict[int, npt.NDArray[np.generic]]] = {}
 
     def collect(self, index: int) -> ChunkedAnswer:
         """Takes the answer to part `index` in chunks, before `accept`."""
 
         def open_arrays(reply: pb.SearchResponse) -> dict[int, Bytes]:
-            opened: dict[int, npt.NDArray[np.generic]] = {}
-            for what, number, whole, message in (
-                ("scores", pb.SEARCH_ARRAY_SCORES, self._scores, reply.scores),
-                ("ids", pb.SEARCH_ARRAY_IDS, self._ids, reply.ids.offsets),
-                ("keys", pb.SEARCH_ARRAY_KEYS, self._keys, reply.keys),
-                ("values", pb.SEARCH_ARRAY_VALUES, self._values, reply.values),
-            ):
-                if whole is not None:
-                    dtype, kind = self._wire_kinds[number]
-                    check_header(what, message, kind, whole.shape_of(index))
-                    opened[number] = np.empty(whole.shape_of(index), dtype)
-            self._chunked[index] = opened
+            opened = self._chunked[index] = {
+                number: np.empty(shape, dtype)
+                for number, _, shape, dtype in self._checked_arrays(index, reply, self._dtype)
+            }
             return {number: array.reshape(-1).view(np.uint8) for number, array in opened.items()}
 
-        self._chunked.pop(index, None)  # of an attempt that failed
-        return ChunkedAnswer(open_arrays, size_bytes=self._size_bytes(index))
+        def see_arrays(reply: pb.SearchResponse, memory: Bytes, keep: bool) -> None:
+            # A server that knows nothing of it does not widen.
+            came = {reply.keys.dtype, reply.values.dtype}
+            dtype = self._shared_dtype if DTYPE_NUMBERS[self._shared_dtype] in came else self._dtype
+            seen = {
+                number: array_at(message.offset, shape, element, memory=memory)
+                for number, message, shape, element in self._checked_arrays(index, reply, dtype)
+            }
+            self._dtype = dtype
+            # Scores are small: who has only these is not to have all of the region.
+            self._chunked[index] = {
+                number: array if keep and number in PAIRS else array.copy() for number, array in seen.items()
+            }
 
-    def _size_bytes(self, index: int) -> int:
-        """Of all arrays of part `index`, as they travel."""
-        arrays = (
-            (pb.SEARCH_ARRAY_SCORES, self._scores),
-            (pb.SEARCH_ARRAY_IDS, self._ids),
-            (pb.SEARCH_ARRAY_KEYS, self._keys),
-            (pb.SEARCH_ARRAY_VALUES, self._values),
-        )
-        return sum(
-            math.prod(whole.shape_of(index)) * self._wire_kinds[number][0].itemsize
-            for number, whole in arrays
-            if whole is not None
-        )
+        self._chunked.pop(index, None)  # of an attempt that failed
+        return ChunkedAnswer(open_arrays, see_arrays, shared=self._shared(index))
+
+    def _checked_arrays(
+        self, index: int, reply: pb.SearchResponse, pairs_dtype: Dtype
+    ) -> Iterator[tuple[int, pb.Tensor, tuple[int, ...], np.dtype[np.generic]]]:
+        """The arrays of the answer to part `index`: number, header, shape and dtype.
+
+        Raises:
+            InternalError: One is not what the question implies.
+        """
+        messages = {
+            pb.SEARCH_ARRAY_SCORES: ("scores", reply.scores),
+            pb.SEARCH_ARRAY_IDS: ("ids", reply.ids.offsets),
+            pb.SEARCH_ARRAY_KEYS: ("keys", reply.keys),
+            pb.SEARCH_ARRAY_VALUES: ("values", reply.values),
+        }
+        for number, shape, dtype, kind in self._arrays(index, pairs_dtype):
+            what, message = messages[number]
+            check_header(what, message, kind, shape)
+            yield number, message, shape, dtype
+
+    def _arrays(
+        self, index: int, pairs_dtype: Dtype
+    ) -> Iterator[tuple[pb.SearchArray.ValueType, tuple[int, ...], np.dtype[np.generic], pb.DType.ValueType]]:
+        """Those that part `index` is answered with: number, shape, and dtype here and on the wire."""
+        pairs = WIRE_DTYPES[pairs_dtype], DTYPE_NUMBERS[pairs_dtype]
+        yield pb.SEARCH_ARRAY_SCORES, self._scores.shape_of(index), np.dtype("<f4"), pb.DTYPE_FLOAT32
+        yield pb.SEARCH_ARRAY_IDS, self._ids.shape_of(index), np.dtype("<i4"), pb.DTYPE_INT32
+        if self._keys is not None:
+            yield pb.SEARCH_ARRAY_KEYS, self._keys.shape_of(index), *pairs
+        if self._values is not None:
+            yield pb.SEARCH_ARRAY_VALUES, self._values.shape_of(index), *pairs
+
+    def _shared(self, index: int) -> Shared:
+        arrays = self._arrays(index, self._shared_dtype)
+        size_bytes = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, _ in arrays)
+        return Shared(size_bytes, DTYPE_NUMBERS[self._shared_dtype])
 
     def _accept_chunked(
         self, index: int, reply: pb.SearchResponse, arrays: dict[int, npt.NDArray[np.generic]]

@@ -77,12 +77,12 @@ class GrpcTransport:
     ) -> Reply:
         """Sends one request and hands each part of its answer on, or all of it in shared memory."""
         left_s = _time_left(timeout_s)
-        region = self._region(collector.size_bytes, left_s)
+        region = self._region(collector.shared.size_bytes, left_s)
         if region is not None:
-            asked = asked_into(request, region)
-            with self._regions.lent(region):
+            asked = asked_into(request, region, collector.shared.pairs_dtype)
+            with self._regions.lent(region) as memory:
                 answer = self.call(SEARCH, asked, pb.SearchResponse, timeout_s=left_s())
-                collector.take_shared(answer, region.memory)
+                collector.take_shared(answer, memory, keep=self._regions.may_keep())
                 return collector.finish()
         with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
@@ -166,12 +166,12 @@ class AsyncGrpcTransport:
     ) -> Reply:
         """Sends one request and hands each part of its answer on, or all of it in shared memory."""
         left_s = _time_left(timeout_s)
-        region = await self._region(collector.size_bytes, left_s)
+        region = await self._region(collector.shared.size_bytes, left_s)
         if region is not None:
-            asked = asked_into(request, region)
-            with self._regions.lent(region):
+            asked = asked_into(request, region, collector.shared.pairs_dtype)
+            with self._regions.lent(region) as memory:
                 answer = await self.call(SEARCH, asked, pb.SearchResponse, timeout_s=left_s())
-                collector.take_shared(answer, region.memory)
+                collector.take_shared(answer, memory, keep=self._regions.may_keep())
                 return collector.finish()
         with traced(method, self._url) as headers, self._translated:
             open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._opened().unary_stream(

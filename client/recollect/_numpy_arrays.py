@@ -28,6 +28,10 @@ class NumpyArray:
         """What results take after."""
         return self._array.dtype
 
+    def is_widened(self, dtype: Dtype) -> bool:
+        """Whether results of that dtype become float32 on this machine's processor."""
+        return dtype != "float32" and self._array.dtype == np.float32
+
     def floats(self) -> Floats:
         """The array, if its dtype is one that can travel."""
         dtype = self._array.dtype

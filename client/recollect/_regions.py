@@ -8,8 +8,11 @@ import os
 import socket
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -25,6 +28,9 @@ SHARED_FROM_BYTES = 256 * 1024
 _SOCKET_SUFFIX = ".region"
 _REGIONS_MAX = 4
 """Of one client: calls that use one at the same time. Others go without."""
+
+_KEPT_MAX = 2
+"""Of these, so many at most hold results that are still there: the next one is made beside the last."""
 
 _BYTES_MIN = 4 * 1024 * 1024
 _PADDING_BYTES = 4096
@@ -49,8 +55,9 @@ class Region:
     Attributes:
         id: What requests name it by.
         memory: Its bytes.
-        used_at_s: When the last call that used it ended.
+        used_at_s: When it was found that no call and no result uses it any more.
         is_empty: Whether it has no pages, and so takes no memory, until the next call.
+        is_of_fork: Whether a process that was forked has results there: it is not used again.
     """
 
     id: bytes
@@ -59,6 +66,11 @@ class Region:
     _mapping: mmap.mmap
     used_at_s: float = 0.0
     is_empty: bool = True
+    is_of_fork: bool = False
+
+    def view(self) -> Bytes:
+        """The same bytes as an array of its own: it lives as long as views of it."""
+        return np.frombuffer(self._mapping, np.uint8)
 
     def put(self, arrays: Sequence[npt.NDArray[np.generic]]) -> list[int]:
         """Copies arrays there; returns where each begins."""
@@ -94,13 +106,19 @@ class RegionPool:
         self._path = path
         self._lock = threading.Lock()
         self._idle: list[Region] = []
+        self._kept: list[Region] = []  # by results, or their array is about to go
+        self._freed: deque[Region] = (
+            deque()
+        )  # by the collector of garbage, which may come while there is a lock
         self._count = 0
         self._is_watched = self._is_closed = False
         self._not_before_s = 0.0 if path is not None else float("inf")
+        _pools.add(self)
 
     def take(self, size_bytes: int) -> Region | None:
         """A region that is free and large enough, or None."""
         with self._lock:
+            self._take_back()
             for region in self._idle:
                 if region.memory.size >= size_bytes + _PADDING_BYTES:
                     self._idle.remove(region)
@@ -120,15 +138,20 @@ class RegionPool:
             self._count += 1
             return True
 
-    def give_back(self, region: Region) -> None:
-        """After a call that ended well."""
-        region.used_at_s, region.is_empty = time.monotonic(), False
+    def may_keep(self) -> bool:
+        """Whether results of a call may stay in its region: as long as they do, no other call can use it."""
         with self._lock:
+            self._take_back()
+            return len(self._kept) < _KEPT_MAX
+
+    def _give_back(self, region: Region) -> None:
+        """After a call that ended well; its results may lie there."""
+        region.is_empty = False
+        with self._lock:
+            self._kept.append(region)
             if self._is_closed:
-                self._count -= 1
                 region.close()
                 return
-            self._idle.append(region)
             if self._is_watched:
                 return
             self._is_watched = True
@@ -148,38 +171,74 @@ class RegionPool:
             self._not_before_s = max(self._not_before_s, time.monotonic() + _PAUSE_S)
 
     @contextlib.contextmanager
-    def lent(self, region: Region) -> Generator[None]:
-        """For one call: keeps the region if it ends well, gives it up otherwise.
+    def lent(self, region: Region) -> Generator[Bytes]:
+        """For one call: its bytes. If it ends well, the region is free when nothing views these.
 
-        What follows is reached if it was for the region alone that the call was refused.
+        If not, it is given up. What follows is reached if it was for the region alone that it was refused.
         """
+        memory = region.view()
+        freed = weakref.finalize(memory, self._freed.append, region)
+        freed.atexit = False
         try:
-            yield
+            yield memory
         except BaseException as error:
+            freed.detach()
             self.give_up(region)
             if not (isinstance(error, RecollectError) and _is_of_region(error)):
                 raise
         else:
-            self.give_back(region)
+            self._give_back(region)
+
+    def _take_back(self) -> None:
+        """Regions that nothing views any more are idle. With the lock."""
+        while self._freed:
+            region = self._freed.popleft()
+            if region not in self._kept:  # it was of the process that this one was forked from
+                continue
+            self._kept.remove(region)
+            if self._is_closed or region.is_of_fork:
+                region.close()
+                self._count -= 1
+            else:
+                region.used_at_s = time.monotonic()
+                self._idle.append(region)
 
     def close(self) -> None:
         """Gives all up: those that are in use when their calls end."""
         with self._lock:
             self._is_closed = True
             self._not_before_s = float("inf")
+            for region in self._kept:
+                region.close()  # results stay as they are: it is theirs alone now
             while self._idle:
                 self._idle.pop().close()
                 self._count -= 1
+
+    def forked(self, *, is_child: bool) -> None:
+        """Two processes see the same memory now: what results are in stays as it is for both."""
+        if not is_child:
+            with self._lock:
+                self._take_back()
+                for region in self._kept:
+                    region.is_of_fork = True
+            return
+        self._lock = threading.Lock()  # another thread may have had it
+        for region in (*self._idle, *self._kept):
+            region.connection.close()  # this process's end; the region is the other one's
+        self._idle, self._kept, self._count = [], [], 0
+        self._is_watched = False
 
     def _empty_unused(self) -> None:
         """Empties regions that nobody uses any more, until those are all."""
         while self._is_watched:
             time.sleep(_REST_S)
             with self._lock:
+                self._take_back()
                 for region in self._idle:
                     if not region.is_empty and time.monotonic() - region.used_at_s >= _REST_S:
                         region.empty()
-                self._is_watched = not all(region.is_empty for region in self._idle)
+                rests = not self._kept and all(region.is_empty for region in self._idle)
+                self._is_watched = not (rests or self._is_closed)
 
     def attach(self, reply: pb.OpenRegionResponse, left_s: float | None = None) -> Region:
         """Takes over what the server opened, within the time that its call has left.
@@ -206,6 +265,20 @@ class RegionPool:
         return Region(reply.region, np.frombuffer(mapping, np.uint8), connection, mapping)
 
 
+_pools: weakref.WeakSet[RegionPool] = weakref.WeakSet()
+
+
+def _forked(*, is_child: bool) -> None:
+    for pool in list(_pools):
+        pool.forked(is_child=is_child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        after_in_parent=partial(_forked, is_child=False), after_in_child=partial(_forked, is_child=True)
+    )
+
+
 def open_requests(size_bytes: int) -> Iterator[pb.OpenRegionRequest]:
     """For a region that so many bytes of tensors fit into, and most that come after.
 
@@ -216,9 +289,9 @@ def open_requests(size_bytes: int) -> Iterator[pb.OpenRegionRequest]:
     yield pb.OpenRegionRequest(bytes=size_bytes + _PADDING_BYTES)
 
 
-def asked_into(request: Message, region: Region) -> pb.SearchRequest:
+def asked_into(request: Message, region: Region, pairs_dtype: pb.DType.ValueType) -> pb.SearchRequest:
     """A search, to be answered in a region."""
-    asked = pb.SearchRequest(region=region.id)
+    asked = pb.SearchRequest(region=region.id, pairs_dtype=pairs_dtype)
     asked.MergeFrom(cast("pb.SearchRequest", request))
     return asked
 

@@ -52,6 +52,9 @@ class AddResult:
 class SearchResult(Generic[A]):
     """The top_k entries of each query, best first. Arrays are of the queries' kind; NumPy ones are read-only.
 
+    On the server's machine, large `keys` and `values` may lie in memory that is shared with it. They are
+    their caller's alone until he has no view of them any more; a copy of a small piece lets go of the rest.
+
     Attributes:
         scores: Inner products, float32 [B, Hq, T, K]; -inf where the stream had fewer than K entries.
         ids: int64 [B, Hq, T, K]; -1 there.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from recollect._work import Shared
 from recollect.errors import InternalError
 from recollect.v1 import memory_pb2 as pb
 
@@ -27,14 +28,20 @@ class ChunkedAnswer:
 
     Args:
         open_arrays: Checks the first part, and gives the bytes of each array to write to.
-        size_bytes: Of all arrays together.
+        see_arrays: Checks an answer, and finds its arrays in shared memory; they may stay there, or not.
+        shared: What it is asked for as, if it comes there.
     """
 
     def __init__(
-        self, open_arrays: Callable[[pb.SearchResponse], dict[int, Bytes]], *, size_bytes: int
+        self,
+        open_arrays: Callable[[pb.SearchResponse], dict[int, Bytes]],
+        see_arrays: Callable[[pb.SearchResponse, Bytes, bool], None],
+        *,
+        shared: Shared,
     ) -> None:
-        self.size_bytes = size_bytes
+        self.shared = shared
         self._open = open_arrays
+        self._see = see_arrays
         self._answer: pb.SearchResponse | None = None
         self._arrays: dict[int, Bytes] = {}
         self._filled: dict[int, int] = {}
@@ -64,26 +71,19 @@ class ChunkedAnswer:
             self._arrays = self._open(part.answer)
             self._filled = dict.fromkeys(self._arrays, 0)
 
-    def take_shared(self, answer: pb.SearchResponse, memory: Bytes) -> None:
+    def take_shared(self, answer: pb.SearchResponse, memory: Bytes, *, keep: bool) -> None:
         """Takes an answer whose arrays lie in memory that is shared with the server: all of it.
+
+        Args:
+            answer: Where they lie.
+            memory: All of it.
+            keep: Whether large arrays may stay there.
 
         Raises:
             InternalError: They do not.
         """
         self._answer = answer
-        self._arrays = self._open(answer)
-        places = {
-            pb.SEARCH_ARRAY_SCORES: answer.scores,
-            pb.SEARCH_ARRAY_IDS: answer.ids.offsets,
-            pb.SEARCH_ARRAY_KEYS: answer.keys,
-            pb.SEARCH_ARRAY_VALUES: answer.values,
-        }
-        for number, array in self._arrays.items():
-            offset = places[pb.SearchArray.ValueType(number)].offset
-            if not 0 <= offset <= memory.size - array.size:
-                raise _bad_stream(f"array {number} at byte {offset} of {memory.size}")
-            array[:] = memory[offset : offset + array.size]
-            self._filled[number] = array.size
+        self._see(answer, memory, keep)
 
     def finish(self) -> pb.SearchResponse:
         """The first part's answer, once all bytes have come.

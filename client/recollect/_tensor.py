@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 A_co = TypeVar("A_co", bound=Array, covariant=True)
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _OFFSETS_MAX = 2**31 - 1
 # 2 ** 100 is still a float32. A gradient that is smaller than the inverse is nothing.
@@ -36,6 +37,8 @@ class UserArray(Protocol[A_co]):
 
     @property
     def likeness(self) -> Hashable: ...
+
+    def is_widened(self, dtype: Dtype) -> bool: ...
 
     def to_wire(self, dtype: Dtype, exponents: npt.NDArray[np.int32] | None = None) -> Wire: ...
 
@@ -133,6 +136,20 @@ def check_header(what: str, message: pb.Tensor, number: pb.DType.ValueType, shap
         InternalError: The reply has another dtype or shape than the request implies, or data.
     """
     _checked_data(what, message, number, 0, shape)
+
+
+def array_at(
+    offset: int, shape: Sequence[int], dtype: np.dtype[Scalar], *, memory: npt.NDArray[np.uint8]
+) -> npt.NDArray[Scalar]:
+    """An array of a reply that lies in shared memory; a view.
+
+    Raises:
+        InternalError: It lies elsewhere.
+    """
+    end = offset + dtype.itemsize * math.prod(shape)
+    if not 0 <= offset <= end <= memory.size:
+        raise _bad_reply("array", f"bytes {offset} to {end}", f"some of the {memory.size} that are shared")
+    return memory[offset:end].view(dtype).reshape(shape)
 
 
 def gradient_exponents(

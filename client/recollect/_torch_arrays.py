@@ -44,6 +44,11 @@ class TorchArray:
         """What results take after."""
         return self._tensor.dtype, self._tensor.device
 
+    def is_widened(self, dtype: Dtype) -> bool:
+        """Whether results of that dtype become float32 on this machine's processor."""
+        of_processor = self._tensor.device.type == "cpu"
+        return of_processor and dtype != "float32" and self._tensor.dtype == torch.float32
+
     def _floats(self) -> torch.Tensor:
         if self._tensor.dtype not in _FLOATS:
             raise InvalidArgumentError(

@@ -38,6 +38,19 @@ GET_STATS = f"{_NAMESPACES}GetStats"
 GET_SERVER_INFO = f"{_NAMESPACES}GetServerInfo"
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What an answer is asked for as, if it comes in shared memory.
+
+    Attributes:
+        size_bytes: Of all arrays together.
+        pairs_dtype: Of keys and values.
+    """
+
+    size_bytes: int
+    pairs_dtype: pb.DType.ValueType
+
+
 class Collector(Protocol[Reply_co]):
     """Takes the parts of one streamed answer, as they came."""
 
@@ -45,10 +58,12 @@ class Collector(Protocol[Reply_co]):
 
     def take_first(self, part: pb.SearchPart) -> None: ...
 
-    def take_shared(self, answer: pb.SearchResponse, memory: npt.NDArray[np.uint8]) -> None: ...
+    def take_shared(
+        self, answer: pb.SearchResponse, memory: npt.NDArray[np.uint8], *, keep: bool
+    ) -> None: ...
 
     @property
-    def size_bytes(self) -> int: ...
+    def shared(self) -> Shared: ...
 
     def finish(self) -> Reply_co: ...
 

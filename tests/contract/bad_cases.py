@@ -160,12 +160,24 @@ def scale_cases() -> dict[str, Spoilt]:
 
 
 def search_cases() -> dict[str, Spoilt]:
-    """What may be wrong with a search."""
+    """What may be wrong with a search or an attend."""
 
     def sequences(m: Any) -> None:
         m.min_sequences.extend([1, 2, 3])
 
     return {**read_cases(), **top_k_cases(), "min_sequences": Spoilt(sequences, "min_sequences", ("3", "2"))}
+
+
+def pairs_cases() -> dict[str, Spoilt]:
+    """Dtypes that keys and values are not given in."""
+
+    def pairs(number: int) -> Callable[[Any], object]:
+        return lambda m: setattr(m, "pairs_dtype", number)
+
+    return {
+        f"pairs in {name}": Spoilt(pairs(number), "pairs_dtype", (name, "float32"))
+        for name, number in (("float16", pb.DTYPE_FLOAT16), ("int64", pb.DTYPE_INT64), ("number 99", 99))
+    }
 
 
 def backward_cases() -> dict[str, Spoilt]:

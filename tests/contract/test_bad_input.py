@@ -18,6 +18,7 @@ from tests.contract.bad_cases import (
     backward_cases,
     create_cases,
     evict_cases,
+    pairs_cases,
     scale_cases,
     search_cases,
 )
@@ -93,7 +94,7 @@ def test_bad_add(target: Target, spoilt: Spoilt) -> None:
     check_refused(target, "Add", spoilt)
 
 
-@_cases(search_cases())
+@_cases({**search_cases(), **pairs_cases()})
 def test_bad_search(target: Target, spoilt: Spoilt) -> None:
     """A bad search reached FAISS, or its error does not say what to do."""
     check_refused(target, "Search", spoilt)

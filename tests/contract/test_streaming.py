@@ -9,6 +9,7 @@ from typing import Literal
 import grpc
 import numpy as np
 import pytest
+import torch
 
 import recollect
 from recollect.v1 import memory_pb2 as pb
@@ -41,6 +42,48 @@ def test_a_streamed_read_is_one_read(memories: Memories, dtype: Dtype) -> None:
     assert found.values is not None
     assert found.keys.size + found.values.size > WANT_BYTES_MIN / 2
     memory.oracle.check_search(0, q, found, streams=STREAMS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_stay_as_they_are(memories: Memories, dtype: Dtype) -> None:
+    """A later answer overwrites what an earlier one returned and somebody still has, or only part of it."""
+    memory = wide(memories, dtype=dtype)
+    wholes, pieces = [], []
+    for number in range(7):
+        q = memory.queries(3, TOKENS)
+        found = memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS, include=BOTH)
+        assert found.values is not None
+        if number % 3 == 0:  # a piece of it is enough
+            pieces.append((found.ids[:, :, 2:], found.values[:, :, 2:]))
+        elif number % 3 == 1:
+            wholes.append((q, found))
+    for q, found in wholes:
+        memory.oracle.check_search(0, q, found, streams=STREAMS)
+    for ids, values in pieces:
+        for row, stream in enumerate(STREAMS):
+            np.testing.assert_array_equal(values[row], memory.oracle.pairs(0, ids[row], stream)[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16, torch.float64])
+def test_tensors_are_given_as_asked(memories: Memories, dtype: Dtype, asked: torch.dtype) -> None:
+    """Large answers come in another dtype than the question's, or a change to one shows in the next one."""
+    memory = wide(memories, dtype=dtype)
+    q = torch.from_numpy(memory.queries(3, TOKENS)).to(asked)
+    found = [memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS, include=BOTH) for _ in range(2)]
+    first, second = found
+    assert isinstance(first.values, torch.Tensor)
+    assert isinstance(second.values, torch.Tensor)
+    assert first.values.dtype is asked
+    assert torch.equal(first.values, second.values)
+    for row, stream in enumerate(STREAMS):
+        _, values = memory.oracle.pairs(0, first.ids[row].numpy(), stream)
+        wanted = torch.from_numpy(values).to(asked)
+        assert torch.equal(first.values[row], wanted)
+    first.values.zero_()
+    third = memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS, include=BOTH)
+    assert isinstance(third.values, torch.Tensor)
+    assert torch.equal(third.values, second.values)
 
 
 @pytest.mark.parametrize("include", [["keys"], ["values"]])

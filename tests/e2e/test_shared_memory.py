@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -48,6 +49,12 @@ def read(memory: CheckedMemory, *, streams: list[str] = STREAMS) -> None:
     memory.oracle.check_search(0, q, found, streams=streams)
 
 
+def idle_of(pool: regions.RegionPool) -> int:
+    """How many of its regions are free."""
+    pool.may_keep()  # looks which are free again
+    return len(pool._idle)
+
+
 def pool_of(client: object) -> regions.RegionPool:
     """The regions that a client holds, an async one's beneath its blocking face."""
     found = client
@@ -68,7 +75,8 @@ def test_large_tensors_go_through_shared_memory(rng: np.random.Generator, asynch
             read(memory)
             read(memory, streams=["b"])
             assert pool_of(connected)._count >= 1
-        assert pool_of(connected)._count == 0
+        pool = pool_of(connected)
+        assert (idle_of(pool), pool._count) == (0, 0)
         assert "Traceback" not in server.log
 
 
@@ -80,7 +88,7 @@ def test_a_client_uses_its_regions_again(rng: np.random.Generator) -> None:
             read(memory)
             memory.add(STREAMS, 400)
         pool = pool_of(client)
-        assert pool._count == len(pool._idle) <= 2
+        assert pool._count == idle_of(pool) <= 2
         assert pool._not_before_s == 0.0
 
 
@@ -154,6 +162,7 @@ def test_a_server_that_gives_no_more_than_an_answer_takes(rng: np.random.Generat
         memory = filled(client, rng)
         read(memory)
         pool = pool_of(client)
+        assert idle_of(pool) == pool._count
         assert any(region.memory.size > 8 * 1024 * 1024 for region in pool._idle)
         assert pool._not_before_s == 0.0
 
@@ -177,13 +186,13 @@ def test_cancelled_calls_leave_sharing_as_it_is(rng: np.random.Generator) -> Non
                 pool = pool_of(client)
                 assert pool._not_before_s == 0.0
                 found = await space.search(0, q, top_k=TOP_K, streams=STREAMS, include=["values"])
-                assert pool._count == len(pool._idle) >= 1
+                assert pool._count - idle_of(pool) == bool(found.values is not None)
                 return pool, found.scores
 
         pool, scores = asyncio.run(cancel_some())
         expected = memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS).scores
         np.testing.assert_array_equal(scores, expected)
-        assert pool._count == 0
+        assert (idle_of(pool), pool._count) == (0, 0)
 
 
 def test_a_server_that_starts_again_has_other_regions(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -205,11 +214,12 @@ def test_a_call_that_fails_gives_its_region_up(rng: np.random.Generator) -> None
         memory = filled(client, rng)
         read(memory)
         held = pool_of(client)._count
+        assert idle_of(pool_of(client)) == held
         with pytest.raises(recollect.NotFoundError, match="nobody"):
             memory.ns.search(
                 0, memory.queries(2, TOKENS), top_k=TOP_K, streams=["a", "nobody"], include=["values"]
             )
-        assert pool_of(client)._count == len(pool_of(client)._idle) == held - 1
+        assert pool_of(client)._count == idle_of(pool_of(client)) == held - 1
         read(memory)
 
 
@@ -222,7 +232,8 @@ def test_regions_end_with_their_client(rng: np.random.Generator) -> None:
             in_use = pool.take(0)
             assert in_use is not None
             forked = in_use.connection.dup()  # as a child has it
-        pool.give_back(in_use)
+            with pool.lent(in_use):
+                client.close()
         assert in_use.connection.fileno() == -1
         with forked:
             end = time.monotonic() + PATIENCE_S
@@ -232,7 +243,7 @@ def test_regions_end_with_their_client(rng: np.random.Generator) -> None:
                     other.namespace(memory.ns.name).search(
                         0, q, top_k=TOP_K, streams=STREAMS, include=["values"]
                     )
-                    if pool_of(other)._idle:
+                    if idle_of(pool_of(other)):
                         break
                 assert time.monotonic() < end
                 time.sleep(0.05)
@@ -246,6 +257,80 @@ def test_a_path_without_room_for_another_socket(rng: np.random.Generator, tmp_pa
         read(filled(client, rng))
         assert pool_of(client)._count == 0
         assert "too long" in server.log
+
+
+def asked(memory: CheckedMemory, number: int) -> tuple[np.ndarray, recollect.SearchResult[np.ndarray]]:
+    """One question of several, and its answer."""
+    q = np.random.default_rng(number).standard_normal((2, memory.ns.spec.heads, TOKENS, DIM))
+    q = q.astype(np.float32)
+    return q, memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS, include=["values"])
+
+
+def test_results_outlive_their_client(rng: np.random.Generator) -> None:
+    """Whoever closes a client, or loses its server, loses what it found, or dies of it."""
+    with ServerProcess() as server:
+        with recollect.connect(server.unix_url) as client:
+            memory = filled(client, rng)
+            q, found = asked(memory, 1)
+        pool = pool_of(client)
+        server.kill()
+        memory.oracle.check_search(0, q, found, streams=STREAMS)
+        assert pool._count == 1
+        del found
+        assert (idle_of(pool), pool._count) == (0, 0)
+
+
+def test_who_keeps_all_results_goes_on_sharing(rng: np.random.Generator) -> None:
+    """Results that are kept take all regions: the next answers come through the socket, and take longer."""
+    with ServerProcess() as server, recollect.connect(server.unix_url) as client:
+        memory = filled(client, rng)
+        pool = pool_of(client)
+        kept = [asked(memory, number) for number in range(6)]
+        assert idle_of(pool) >= 1
+        assert len(pool._kept) == regions._KEPT_MAX
+        for q, found in kept:
+            memory.oracle.check_search(0, q, found, streams=STREAMS)
+        kept.clear()
+        assert idle_of(pool) == pool._count <= regions._REGIONS_MAX
+
+
+def test_scores_alone_hold_no_region(rng: np.random.Generator) -> None:
+    """Who keeps ids and scores, which are small, keeps megabytes of shared memory with them."""
+    with ServerProcess() as server, recollect.connect(server.unix_url) as client:
+        memory = filled(client, rng)
+        _, found = asked(memory, 1)
+        kept = found.scores, found.ids
+        assert idle_of(pool_of(client)) == pool_of(client)._count - 1
+        del found
+        assert idle_of(pool_of(client)) == pool_of(client)._count >= 1
+        assert len(kept) == 2
+
+
+@pytest.mark.parametrize("stays", ["with both", "with the child"])
+def test_a_forked_process_keeps_its_results(rng: np.random.Generator, stays: str) -> None:
+    """What a data loader's worker got from its parent changes when the parent asks for more."""
+    with ServerProcess() as server, recollect.connect(server.unix_url) as client:
+        memory = filled(client, rng)
+        _, found = asked(memory, 1)
+        assert found.values is not None
+        copied = found.values.copy()
+        child_reads, parent_writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(child_reads, 1)
+            os._exit(0 if np.array_equal(found.values, copied) else 1)
+        kept = found.values if stays == "with both" else None
+        del found
+        for number in range(2, 8):
+            asked(memory, number)
+        os.write(parent_writes, b"!")
+        _, status = os.waitpid(child, 0)
+        for descriptor in (child_reads, parent_writes):
+            os.close(descriptor)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert kept is None or np.array_equal(kept, copied)
+        assert pool_of(client)._not_before_s == 0.0
+        read(memory)
 
 
 class Upload:

@@ -137,6 +137,39 @@ def test_an_answer_in_a_region_is_the_answer(unix: Installation, ours: Raw) -> N
         assert shared.ids.first_ids == plain.ids.first_ids
 
 
+def test_pairs_are_widened_where_asked(unix: Installation) -> None:
+    """Halves that are asked for as float32 come as halves, with a wrong header, or beyond their region."""
+    with asking(unix, unix.tenant("halves")) as ask:
+        made = messages.create(NAMESPACE)
+        made.spec.dtype = pb.DTYPE_BFLOAT16
+        assert ask("CreateNamespace", made).code == "OK"
+        stored, asked = messages.add(NAMESPACE), search()
+        for tensor in (stored.keys, stored.values, asked.queries):
+            bits = np.random.default_rng(0).integers(0x3F00, 0x4100, tuple(tensor.shape), dtype=np.uint16)
+            tensor.CopyFrom(messages.tensor(bits, pb.DTYPE_BFLOAT16))
+        assert ask("Add", stored).code == "OK"
+        plain = ask("Search", asked).response
+        asked.pairs_dtype = pb.DTYPE_FLOAT32
+        wide = ask("Search", asked).response
+        assert isinstance(plain, pb.SearchResponse)
+        assert isinstance(wide, pb.SearchResponse)
+        with region_of(unix, ask) as (region, descriptor):
+            asked.region = region
+            shared = ask("Search", asked).response
+            assert isinstance(shared, pb.SearchResponse)
+            for name in ("keys", "values"):
+                halves = np.frombuffer(getattr(plain, name).data, np.uint16)
+                wanted = (halves.astype(np.uint32) << 16).view(np.float32)
+                assert getattr(wide, name).dtype == getattr(shared, name).dtype == pb.DTYPE_FLOAT32
+                assert np.array_equal(np.frombuffer(getattr(wide, name).data, np.float32), wanted)
+                assert np.array_equal(placed(descriptor, getattr(shared, name)).ravel(), wanted)
+        # Room for halves is not room for twice as much.
+        with region_of(unix, ask, 120_000) as (region, _):
+            for dtype, code in ((pb.DTYPE_UNSPECIFIED, "OK"), (pb.DTYPE_FLOAT32, "INVALID_ARGUMENT")):
+                asked.region, asked.top_k, asked.pairs_dtype = region, 200, dtype
+                assert ask("Search", asked).code == code
+
+
 def test_streams_without_entries_are_zero_in_a_region(unix: Installation, ours: Raw) -> None:
     """Rows that nobody searched show what the region held before."""
     with region_of(unix, ours) as (region, descriptor):

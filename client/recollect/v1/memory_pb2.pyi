@@ -254,6 +254,7 @@ class SearchRequest(google.protobuf.message.Message):
     MIN_SEQUENCES_FIELD_NUMBER: builtins.int
     MISSING_OK_FIELD_NUMBER: builtins.int
     EXACT_FIELD_NUMBER: builtins.int
+    PAIRS_DTYPE_FIELD_NUMBER: builtins.int
     REGION_FIELD_NUMBER: builtins.int
     namespace: builtins.str
     layer: builtins.int
@@ -264,6 +265,8 @@ class SearchRequest(google.protobuf.message.Message):
     """a stream that does not exist counts as empty"""
     exact: builtins.bool
     """by exact search, whatever the namespace's index"""
+    pairs_dtype: Global___DType.ValueType
+    """of keys and values in the answer: float32, widened; unset: as stored"""
     region: builtins.bytes
     """where to put all tensors of the answer; the bound is stream_bytes_max"""
     @property
@@ -291,10 +294,11 @@ class SearchRequest(google.protobuf.message.Message):
         min_sequences: collections.abc.Iterable[builtins.int] | None = ...,
         missing_ok: builtins.bool = ...,
         exact: builtins.bool = ...,
+        pairs_dtype: Global___DType.ValueType = ...,
         region: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["queries", b"queries"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exact", b"exact", "include_keys", b"include_keys", "include_values", b"include_values", "layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "queries", b"queries", "region", b"region", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exact", b"exact", "include_keys", b"include_keys", "include_values", b"include_values", "layer", b"layer", "min_sequences", b"min_sequences", "missing_ok", b"missing_ok", "namespace", b"namespace", "pairs_dtype", b"pairs_dtype", "queries", b"queries", "region", b"region", "streams", b"streams", "top_k", b"top_k"]) -> None: ...
 
 Global___SearchRequest: typing_extensions.TypeAlias = SearchRequest
 

@@ -8,6 +8,7 @@ from recollect_server.domain.arrays import DenseArray, Float32, Int64, Room
 from recollect_server.domain.eviction import Selector
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.registry import NamespaceRecord
+from recollect_server.domain.spec import Dtype
 from recollect_server.domain.tenants import Quotas
 
 
@@ -51,7 +52,8 @@ class Search:
     """The top_k entries of queries [B, Hq, T, Dk]; `exact`: all of them, whatever the namespace's index.
 
     `streamed`: the answer does not travel in one message, so it may be larger than one. `pairs_in`: where
-    keys and values are written, if not to arrays of their own.
+    keys and values are written, if not to arrays of their own. `pairs_dtype`: float32 has them widened to it;
+    None: as they are stored.
     """
 
     namespace: str
@@ -66,6 +68,7 @@ class Search:
     exact: bool = False
     streamed: bool = False
     pairs_in: Room | None = None
+    pairs_dtype: Dtype | None = None
 
 
 @dataclass(frozen=True, slots=True)

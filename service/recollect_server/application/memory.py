@@ -33,7 +33,7 @@ from recollect_server.domain.eviction import Everything
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock
-from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 
 SCORE_BYTES, OFFSET_BYTES, LSE_BYTES = 4, 4, 4
@@ -136,14 +136,16 @@ class Memory:
         """
         memory = self._memory(namespace, command.layer)
         spec = memory.spec
+        validation.check_pairs_dtype(command.pairs_dtype, spec)
+        pairs_dtype = _pairs_dtype(spec, command)
         banks = self._read(memory, command, hit_bytes=_hit_bytes(spec, command), query_bytes=0)
         yield work.moved(command.queries.raw.nbytes)
         rows, heads, tokens, _ = command.queries.shape
         shape = (rows, heads, tokens, command.top_k)
         scores = np.full(shape, -np.inf, dtype=np.float32)
         ids = np.full(shape, -1, dtype=np.int64)
-        keys = _room_for((*shape, spec.key_dim if command.include_keys else 0), command, spec)
-        values = _room_for((*shape, spec.value_dim if command.include_values else 0), command, spec)
+        keys = _room_for((*shape, spec.key_dim if command.include_keys else 0), command, pairs_dtype)
+        values = _room_for((*shape, spec.value_dim if command.include_values else 0), command, pairs_dtype)
         for row, bank in enumerate(banks):
             if bank is None:
                 keys[row], values[row] = 0, 0
@@ -155,8 +157,8 @@ class Memory:
         return Found(
             scores=scores,
             ids=ids,
-            keys=DenseArray(keys, spec.dtype) if command.include_keys else None,
-            values=DenseArray(values, spec.dtype) if command.include_values else None,
+            keys=DenseArray(keys, pairs_dtype) if command.include_keys else None,
+            values=DenseArray(values, pairs_dtype) if command.include_values else None,
             next_sequences=_reached(memory, command),
         )
 
@@ -351,13 +353,17 @@ class Memory:
 
 def _hit_bytes(spec: NamespaceSpec, command: Search) -> int:
     pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
-    return SCORE_BYTES + OFFSET_BYTES + pair_dims * spec.dtype.itemsize_bytes
+    return SCORE_BYTES + OFFSET_BYTES + pair_dims * _pairs_dtype(spec, command).itemsize_bytes
 
 
-def _room_for(shape: tuple[int, ...], command: Search, spec: NamespaceSpec) -> Raw:
+def _pairs_dtype(spec: NamespaceSpec, command: Search) -> Dtype:
+    return spec.dtype if command.pairs_dtype is None else command.pairs_dtype
+
+
+def _room_for(shape: tuple[int, ...], command: Search, dtype: Dtype) -> Raw:
     """For pairs; not cleared."""
-    dtype: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[spec.dtype])
-    return np.empty(shape, dtype) if command.pairs_in is None else command.pairs_in.array(shape, dtype)
+    of: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[dtype])
+    return np.empty(shape, of) if command.pairs_in is None else command.pairs_in.array(shape, of)
 
 
 def _reached(memory: NamespaceMemory, command: Search | Attend) -> tuple[int, ...]:

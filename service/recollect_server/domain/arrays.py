@@ -33,6 +33,12 @@ EXPONENT_BITS: dict[Dtype, np.uint32 | np.uint16] = {
 }
 """All exponent bits set: NaN or infinite, in each format."""
 
+SIGN_BITS: dict[Dtype, np.uint32 | np.uint16] = {
+    Dtype.FLOAT32: np.uint32(0x8000_0000),
+    Dtype.FLOAT16: np.uint16(0x8000),
+    Dtype.BFLOAT16: np.uint16(0x8000),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class DenseArray:
@@ -56,7 +62,13 @@ class DenseArray:
 
     def is_finite(self) -> bool:
         """Whether no element is NaN or infinite."""
-        return not self.nonfinite().any()
+        # Those that are have the largest bits of their sign: two maxima, and no array of what is true where.
+        exponent = EXPONENT_BITS[self.dtype]
+        bits = self.raw.view(exponent.dtype)
+        signed = bits.view(np.dtype(f"i{bits.itemsize}"))
+        return bool(
+            signed.max(initial=0) < exponent and bits.max(initial=0) < exponent | SIGN_BITS[self.dtype]
+        )
 
     def largest(self) -> float:
         """The largest absolute value; of finite elements, at least one."""
@@ -71,6 +83,11 @@ class DenseArray:
         """True where an element is NaN or infinite."""
         exponent = EXPONENT_BITS[self.dtype]
         return np.asarray((self.raw.view(exponent.dtype) & exponent) == exponent)
+
+
+def dtype_in(raw: Raw, stored: Dtype) -> Dtype:
+    """What an array for stored elements has: these, or float32 that they were widened to."""
+    return Dtype.FLOAT32 if raw.dtype == np.float32 else stored
 
 
 def to_float32(raw: Raw, dtype: Dtype) -> Float32:

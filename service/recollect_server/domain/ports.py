@@ -153,11 +153,14 @@ class Store(Protocol):
         ...
 
     def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
-        """Keys [Hq, T, K, Dk] of slots [Hq, T, K]; 0 for -1. Written to `into`, if it is given."""
+        """Keys [Hq, T, K, Dk] of slots [Hq, T, K]; 0 for -1.
+
+        Written to `into`, if it is given, which is of the stored dtype or float32.
+        """
         ...
 
     def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
-        """Values [Hq, T, K, Dv] of slots [Hq, T, K]; 0 for -1. Written to `into`, if it is given."""
+        """Values [Hq, T, K, Dv] of slots [Hq, T, K]; 0 for -1. `into` as for keys."""
         ...
 
 

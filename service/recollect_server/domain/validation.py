@@ -56,6 +56,14 @@ def check_top_k(top_k: int, limits: Limits) -> None:
         raise InvalidArgumentError("top_k", f"is {top_k}; it must be from 1 to {limits.top_k_max}")
 
 
+def check_pairs_dtype(dtype: Dtype | None, spec: NamespaceSpec) -> None:
+    """Raises InvalidArgumentError unless keys and values are wanted as stored (None), or as float32."""
+    if dtype not in (None, spec.dtype, Dtype.FLOAT32):
+        raise InvalidArgumentError(
+            "pairs_dtype", f"is {dtype.value}; it is {spec.dtype.value}, as stored, or float32, or left out"
+        )
+
+
 def check_scale(scale: float) -> None:
     """Raises InvalidArgumentError unless scale is positive and finite in float32: top_k goes by q.k."""
     if not SCALE_MIN <= scale <= SCALE_MAX:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Int64, Raw
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Int64, Raw, dtype_in, to_float32
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import NamespaceSpec
 
@@ -60,12 +60,13 @@ class CpuBuffers:
         pairs = np.empty((*slots.shape, buffer.shape[2]), dtype=buffer.dtype) if into is None else into
         for head in range(query_heads):
             self._gather_rows(buffer[head // group], slots[head], pairs[head])
-        return DenseArray(pairs, self._spec.dtype)
+        return DenseArray(pairs, dtype_in(pairs, self._spec.dtype))
 
     def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:
-        """Rows [slots, D] at `slots` [T, K], to `into` [T, K, D]; 0 for -1."""
+        """Rows [slots, D] at `slots` [T, K], to `into` [T, K, D], which may be wider; 0 for -1."""
         present = slots >= 0
-        into[present] = rows[slots[present]]
+        chosen = rows[slots[present]]
+        into[present] = chosen if into.dtype == chosen.dtype else to_float32(chosen, self._spec.dtype)
         into[~present] = 0
 
 

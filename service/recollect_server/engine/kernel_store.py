@@ -300,7 +300,7 @@ class KernelStore(CpuBuffers):
 
     def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:
         """See `CpuBuffers`; `into` is contiguous."""
-        kernels.gather(rows, np.ascontiguousarray(slots), into)
+        kernels.gather(rows, np.ascontiguousarray(slots), into, dtype=self._spec.dtype)
 
 
 def _blocks(heads: int, queries: int) -> Iterator[tuple[slice, slice]]:

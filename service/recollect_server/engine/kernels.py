@@ -81,6 +81,7 @@ def library() -> ctypes.CDLL:
         "rc_attend_rows": (*pointers, *counts),
         "rc_attend_backward": pointers,
         "rc_gather": (*2 * pointers, *2 * counts, *pointers),
+        "rc_gather_wide": (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p),
         "rc_accumulate": (*2 * pointers, c_int64, c_int32, *2 * pointers),
         "rc_lists_free": pointers,
         "rc_lists_put": (*pointers, *2 * counts, *pointers),
@@ -358,11 +359,20 @@ def attend_backward(
     return gradient
 
 
-def gather(rows: Raw, slots: Int64, into: Raw) -> None:
-    """Copies rows [slots, D] at `slots` [...], contiguous, to `into` [..., D], contiguous; 0 for -1."""
-    library().rc_gather(
-        address(rows), address(slots), slots.size, rows.shape[1] * rows.itemsize, address(into)
-    )
+def gather(rows: Raw, slots: Int64, into: Raw, *, dtype: Dtype) -> None:
+    """Copies rows [slots, D] at `slots` [...], contiguous, to `into` [..., D], contiguous; 0 for -1.
+
+    Args:
+        rows: Of `dtype`.
+        slots: int64.
+        into: Of the same dtype, or float32: then they are widened.
+        dtype: What the bits of rows mean.
+    """
+    row_bytes, places = rows.shape[1] * rows.itemsize, address(slots)
+    if into.itemsize == rows.itemsize:
+        library().rc_gather(address(rows), places, slots.size, row_bytes, address(into))
+        return
+    library().rc_gather_wide(address(rows), DTYPES[dtype], places, slots.size, rows.shape[1], address(into))
 
 
 def accumulate(rows: Float32, assigned: Int64, sums: NDArray[np.float64], counts: Int64) -> None:

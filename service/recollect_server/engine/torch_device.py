@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, dtype_in
 from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
@@ -255,8 +255,9 @@ class TorchStore(NoUpkeep, RowByRow):
         fetched = _download(pairs, self._spec.dtype)
         if into is None:
             return fetched
-        into[...] = fetched.raw
-        return DenseArray(into, self._spec.dtype)
+        dtype = dtype_in(into, self._spec.dtype)
+        into[...] = fetched.raw if dtype is fetched.dtype else fetched.float32()
+        return DenseArray(into, dtype)
 
     def _upload(self, array: DenseArray) -> Tensor:
         # torch.from_numpy wants a writable array and knows no bfloat16: its bits travel as int16.

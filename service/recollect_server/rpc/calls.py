@@ -265,6 +265,7 @@ def _search(request: pb.SearchRequest, *, streamed: bool, pairs_in: Room | None 
         exact=request.exact,
         streamed=streamed,
         pairs_in=pairs_in,
+        pairs_dtype=tensors.dtype_or_none("pairs_dtype", request.pairs_dtype),
     )
 
 

@@ -51,12 +51,19 @@ def dense(argument: str, tensor: pb.Tensor, *, room: Room | None = None) -> Dens
     Raises:
         InvalidArgumentError: Unknown dtype, data that does not fill the shape, or bytes beyond the region.
     """
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise InvalidArgumentError(
-            argument, f"has dtype {dtype_name(tensor.dtype)}; expected float32, float16 or bfloat16"
-        )
+    dtype = _dtype(argument, "has dtype", tensor.dtype)
     return DenseArray(_elements(argument, tensor, LITTLE_ENDIAN[dtype], room=room), dtype)
+
+
+def dtype_or_none(argument: str, number: pb.DType.ValueType) -> Dtype | None:
+    """The dtype that a call wants; None if it says nothing.
+
+    Raises:
+        InvalidArgumentError: It is not one of floating-point numbers.
+    """
+    if number == pb.DTYPE_UNSPECIFIED:
+        return None
+    return _dtype(argument, "is", number)
 
 
 def float32(argument: str, tensor: pb.Tensor) -> Float32:
@@ -144,6 +151,15 @@ def in_room(array: npt.NDArray[np.generic], dtype: pb.DType.ValueType, room: Roo
         little[...] = array
         offset = room.offset_of(little)
     return pb.Tensor(dtype=dtype, shape=array.shape, offset=offset)
+
+
+def _dtype(argument: str, verb: str, number: pb.DType.ValueType) -> Dtype:
+    dtype = DTYPES.get(number)
+    if dtype is None:
+        raise InvalidArgumentError(
+            argument, f"{verb} {dtype_name(number)}; expected float32, float16 or bfloat16"
+        )
+    return dtype
 
 
 def _elements(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from recollect_server.domain.arrays import DenseArray, Raw, from_float32
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Raw, from_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
 from tests.unit.server.scanned_keys import Float64, check, in_64, normal, scanned
@@ -274,10 +275,27 @@ def test_gather(threads: int, dtype: Dtype) -> None:
         rows = normal(rng, 300, dim, dtype=dtype).raw
         slots = rng.integers(-1, 300, size=(count, 2))
         into = np.ones((count, 2, dim), rows.dtype)
-        kernels.gather(rows, slots, into)
+        kernels.gather(rows, slots, into, dtype=dtype)
         wanted = rows[slots]
         wanted[slots < 0] = 0
         np.testing.assert_array_equal(into, wanted)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT16, Dtype.BFLOAT16])
+def test_gather_widens(isa: str, dtype: Dtype) -> None:
+    """A fetched element is not the number that was stored, or what is not there is not 0."""
+    torch_dtype = torch.float16 if dtype is Dtype.FLOAT16 else torch.bfloat16
+    halves = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch_dtype)
+    halves = halves[halves.isfinite()]
+    for dim in (1, 7, 64):
+        rows = halves[: len(halves) // dim * dim].reshape(-1, dim)
+        slots = np.random.default_rng(7).permutation(len(rows))
+        slots[::5] = -1
+        into = np.ones((len(rows), dim), np.float32)
+        kernels.gather(rows.view(torch.int16).numpy().view(RAW_TYPES[dtype]), slots, into, dtype=dtype)
+        wanted = rows.float().numpy()[slots]
+        wanted[slots < 0] = 0
+        np.testing.assert_array_equal(into.view(np.uint32), wanted.view(np.uint32))
 
 
 def test_accumulate(isa: str) -> None:

@@ -55,6 +55,23 @@ def filled(
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))
+def test_pairs_are_fetched_as_stored_or_widened(device: Device, dtype: Dtype) -> None:
+    """What is fetched to a place that was given is not what is stored, or not in that place's dtype."""
+    store, data = filled(device, 50, dtype=dtype)
+    slots = np.random.default_rng(1).integers(-1, 50, size=(2 * HEADS, 4, 5))
+    stored = data.float32()[np.arange(2 * HEADS)[:, None, None] // 2, slots]
+    stored[slots < 0] = 0
+    for of in (data.raw.dtype, np.dtype(np.float32)):
+        for fetch in (store.keys, store.values):
+            into = np.ones((*slots.shape, DIM), of)
+            came = fetch(slots, into=into)
+            assert came.raw is into
+            assert came.dtype is (Dtype.FLOAT32 if of == np.float32 else dtype)
+            np.testing.assert_array_equal(came.float32(), stored)
+    np.testing.assert_array_equal(store.keys(slots).float32(), stored)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
 @pytest.mark.parametrize("live", [[slice(0, 40)], [slice(30, 40), slice(0, 7)], [slice(5, 6)]])
 def test_only_live_slots_are_found(device: Device, dtype: Dtype, live: list[slice]) -> None:
     """A search reaches slots outside of the ring's live ones, or misses some of them."""

@@ -320,6 +320,25 @@ static void attend_backward(const RcBackward& b, int32_t head, int64_t first, in
     else backward_head<Bfloat16>(b, head, first, last);
 }
 
+template <class Type>
+static void gather_rows(const typename Type::Element* rows, const int64_t* slots, int64_t first, int64_t last, int dim,
+                        float* to) {
+    constexpr int64_t AHEAD_ROWS = 8;
+    for (int64_t i = first; i < last; ++i) {
+        if (i + AHEAD_ROWS < last) prefetch_rows(rows, slots + i + AHEAD_ROWS, 1, dim);
+        if (slots[i] >= 0) widen<Type>(rows + slots[i] * dim, dim, to + i * dim);
+        else std::fill(to + i * dim, to + (i + 1) * dim, 0.0f);
+    }
+}
+
+static void gather_wide(const void* rows, int32_t dtype, const int64_t* slots, int64_t first, int64_t last, int32_t dim,
+                        float* to) {
+    with_type(dtype, [&](auto type) {
+        using Type = decltype(type);
+        gather_rows<Type>(static_cast<const typename Type::Element*>(rows), slots, first, last, dim, to);
+    });
+}
+
 static void accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
                        int64_t* counts) {
     for (int64_t i = 0; i < n; ++i) {
@@ -349,6 +368,6 @@ static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
 #define RC_NAME(name) RC_STRING(name)
 extern const CodesIsa codes_isa;
 extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_nearest, finish, push_all, attend,
-                        attend_backward, accumulate, &codes_isa};
+                        attend_backward, gather_wide, accumulate, &codes_isa};
 
 }  // namespace RC_ISA

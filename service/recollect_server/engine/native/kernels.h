@@ -77,6 +77,8 @@ void rc_attend_backward(const RcBackward* backward);
 
 // Copies rows of `row_bytes` at `slots` [n] to `rows` [n, row_bytes]; zeroes for -1.
 void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_bytes, void* rows);
+// The same of rows of `dim` elements, which become float32.
+void rc_gather_wide(const void* from, int32_t dtype, const int64_t* slots, int64_t n, int32_t dim, float* rows);
 
 // sums[assigned[i]] += rows[i], counts[assigned[i]] += 1, over n rows; where assigned[i] >= 0.
 void rc_accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,

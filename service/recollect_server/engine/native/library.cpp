@@ -229,6 +229,7 @@ class Shares {
     Candidates& kept_;
 };
 
+constexpr int64_t GATHERED_ROWS = 1024;  // of a task
 constexpr int64_t QUERY_GRAIN = 64;  // a task has at least so many queries, where it has them to itself
 
 }  // namespace
@@ -398,16 +399,24 @@ void rc_attend_backward(const RcBackward* backward) {
 void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_bytes, void* rows) {
     const char* source = static_cast<const char*>(from);
     char* to = static_cast<char*>(rows);
-    const int64_t grain = 1024, ahead = 8;
-    run(divided(n, grain), n * row_bytes * 8, [&](int64_t task) {
-        const int64_t last = std::min(n, (task + 1) * grain);
-        for (int64_t i = task * grain; i < last; ++i) {
+    const int64_t ahead = 8;
+    run(divided(n, GATHERED_ROWS), n * row_bytes * 8, [&](int64_t task) {
+        const int64_t last = std::min(n, (task + 1) * GATHERED_ROWS);
+        for (int64_t i = task * GATHERED_ROWS; i < last; ++i) {
             if (i + ahead < last && slots[i + ahead] >= 0)
                 for (int64_t b = 0; b < std::min<int64_t>(row_bytes, 256); b += 64)
                     __builtin_prefetch(source + slots[i + ahead] * row_bytes + b);
             if (slots[i] >= 0) std::memcpy(to + i * row_bytes, source + slots[i] * row_bytes, row_bytes);
             else std::memset(to + i * row_bytes, 0, row_bytes);
         }
+    });
+}
+
+void rc_gather_wide(const void* from, int32_t dtype, const int64_t* slots, int64_t n, int32_t dim, float* rows) {
+    const Isa& isa = best_isa();
+    run(divided(n, GATHERED_ROWS), n * dim * 16, [&](int64_t task) {
+        const int64_t first = task * GATHERED_ROWS;
+        isa.gather_wide(from, dtype, slots, first, std::min(n, first + GATHERED_ROWS), dim, rows);
     });
 }
 

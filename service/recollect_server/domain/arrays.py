@@ -33,10 +33,10 @@ EXPONENT_BITS: dict[Dtype, np.uint32 | np.uint16] = {
 }
 """All exponent bits set: NaN or infinite, in each format."""
 
-SIGN_BITS: dict[Dtype, np.uint32 | np.uint16] = {
-    Dtype.FLOAT32: np.uint32(0x8000_0000),
-    Dtype.FLOAT16: np.uint16(0x8000),
-    Dtype.BFLOAT16: np.uint16(0x8000),
+SIGNLESS_BITS: dict[Dtype, np.uint32 | np.uint16] = {
+    Dtype.FLOAT32: np.uint32(0x7FFF_FFFF),
+    Dtype.FLOAT16: np.uint16(0x7FFF),
+    Dtype.BFLOAT16: np.uint16(0x7FFF),
 }
 
 
@@ -60,24 +60,15 @@ class DenseArray:
         """The values in float32, contiguous; a view where they are so already."""
         return to_float32(self.raw, self.dtype)
 
-    def is_finite(self) -> bool:
-        """Whether no element is NaN or infinite."""
-        # Those that are have the largest bits of their sign: two maxima, and no array of what is true where.
-        exponent = EXPONENT_BITS[self.dtype]
-        bits = self.raw.view(exponent.dtype)
-        signed = bits.view(np.dtype(f"i{bits.itemsize}"))
-        return bool(
-            signed.max(initial=0) < exponent and bits.max(initial=0) < exponent | SIGN_BITS[self.dtype]
-        )
-
     def largest(self) -> float:
-        """The largest absolute value; of finite elements, at least one."""
-        # Without its sign bit, a float orders as the integer that its bits are.
-        if self.dtype is Dtype.FLOAT32:
-            bits = (self.raw.view(np.uint32) & np.uint32(0x7FFF_FFFF)).max()
-            return float(bits.view(np.float32))
-        bits16 = (self.raw.view(np.uint16) & np.uint16(0x7FFF)).max(keepdims=True)
-        return float(to_float32(bits16.view(RAW_TYPES[self.dtype]), self.dtype).item())
+        """The largest absolute value, 0 of none; NaN or infinite if there is such an element."""
+        # Without its sign, a float orders as the integer that its bits are: so does one above 0 with it, and
+        # one below 0 with it as an unsigned number. Two maxima make no array of bits without signs.
+        signless = SIGNLESS_BITS[self.dtype]
+        unsigned = self.raw.view(signless.dtype)
+        signed = unsigned.view(np.dtype(f"i{signless.itemsize}"))
+        bits = max(int(signed.max(initial=0)), int(unsigned.max(initial=0)) & int(signless))
+        return float(to_float32(np.array([bits], signless.dtype).view(RAW_TYPES[self.dtype]), self.dtype)[0])
 
     def nonfinite(self) -> NDArray[np.bool_]:
         """True where an element is NaN or infinite."""

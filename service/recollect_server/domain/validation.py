@@ -97,8 +97,7 @@ def check_entries(
     for row, length in enumerate(checked):
         for argument, array in (("keys", keys), ("values", values)):
             part = DenseArray(array.raw[row, :, :length], array.dtype)
-            _check_finite(f"{argument}[{row}]", part)
-        _check_scored(f"keys[{row}]", DenseArray(keys.raw[row, :, :length], keys.dtype))
+            _check_elements(f"{argument}[{row}]", part, scored=array is keys)
     return checked
 
 
@@ -125,9 +124,7 @@ def check_queries(
     _check_shape(argument, queries, (rows, heads, tokens, dim), "[B, Hq, T, D]")
     _check_tokens(argument, tokens, limits)
     _check_dtype(argument, queries, spec)
-    _check_finite(argument, queries)
-    if argument == "queries":
-        _check_scored(argument, queries)
+    _check_elements(argument, queries, scored=argument == "queries")
 
 
 def check_grad_lse(grad_lse: Float32, shape: tuple[int, ...]) -> None:
@@ -237,22 +234,17 @@ def _check_dtype(argument: str, array: DenseArray, spec: NamespaceSpec) -> None:
         )
 
 
-def _check_finite(argument: str, array: DenseArray) -> None:
-    if array.is_finite():
-        return
-    where = np.argwhere(array.nonfinite())
-    raise InvalidArgumentError(
-        argument,
-        f"has {len(where)} NaN or infinite elements in {array.dtype.value}, the first at "
-        f"{where[0].tolist()}; nothing was stored",
-    )
-
-
-def _check_scored(argument: str, array: DenseArray) -> None:
-    if array.dtype is Dtype.FLOAT16 or not array.raw.size:
-        return
+def _check_elements(argument: str, array: DenseArray, *, scored: bool = False) -> None:
+    """Finite, and of what is `scored` so small that scores are, too."""
     largest = array.largest()
-    if largest > SCORED_MAX:
+    if not math.isfinite(largest):
+        where = np.argwhere(array.nonfinite())
+        raise InvalidArgumentError(
+            argument,
+            f"has {len(where)} NaN or infinite elements in {array.dtype.value}, the first at "
+            f"{where[0].tolist()}; nothing was stored",
+        )
+    if scored and largest > SCORED_MAX:
         raise InvalidArgumentError(
             argument, f"has an element of size {largest:g}; at most {SCORED_MAX:g}, or scores would overflow"
         )

@@ -63,6 +63,15 @@ def alternate(
     return {name: Spread.of(taken) for name, taken in seconds.items()}
 
 
+def in_a_row(call: Call, number: int) -> Call:
+    """So many of them one after the other, as who does nothing else calls; times one of them, on average."""
+
+    def several() -> float:
+        return sum(_taken(call) for _ in range(number)) / number
+
+    return several
+
+
 SPIN_S = 0.03
 """For so long the threads of libraries look for more work, on cores that the next one needs."""
 
@@ -70,6 +79,10 @@ SPIN_S = 0.03
 def timed(call: Call) -> float:
     """How long one call takes, in seconds, once what went before is at rest."""
     time.sleep(SPIN_S)
+    return _taken(call)
+
+
+def _taken(call: Call) -> float:
     begun = time.perf_counter()
     own = call()
     return own if isinstance(own, float) else time.perf_counter() - begun

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from recollect_bench import datasets
@@ -11,7 +9,7 @@ from recollect_bench.echo import echo
 from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
-from recollect_bench.timing import Call, alternate
+from recollect_bench.timing import Call, alternate, in_a_row
 
 HEADS, DIM, ENTRIES, TOP_K = 8, 64, 4096, 32
 CALLS = 100
@@ -38,8 +36,8 @@ def run(scale: Scale) -> Outcome:
             space.attend(LAYER, queries, top_k=TOP_K, streams=[STREAM], with_ids=False)
 
         turns: dict[str, Call] = {
-            "ours": _in_a_row(attend, calls),
-            "echo": _in_a_row(lambda: bare(sent), calls),
+            "ours": in_a_row(attend, calls),
+            "echo": in_a_row(lambda: bare(sent), calls),
         }
         times = alternate(turns, rounds=2 * scale.rounds, seconds_max=scale.seconds_max, warm=2)
     ours, theirs = times["ours"], times["echo"]
@@ -53,13 +51,3 @@ def run(scale: Scale) -> Outcome:
         limit=f"{len(sent):,} bytes up and {replied:,} down",
     )
     return Outcome(figures=[figure])
-
-
-def _in_a_row(call: Call, number: int) -> Call:
-    def several() -> float:
-        begun = time.perf_counter()
-        for _ in range(number):
-            call()
-        return (time.perf_counter() - begun) / number
-
-    return several

@@ -11,10 +11,13 @@ from recollect_bench.peers.installed import reason_absent
 from recollect_bench.peers.process import Peer
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
-from recollect_bench.timing import Call, alternate
+from recollect_bench.timing import Call, alternate, in_a_row
 
 ENTRIES, TOP_K = 1_048_576, 32
 BATCHES = (512, 8192)
+ON_END = 8
+"""Batches of a turn: who ingests does it batch after batch."""
+
 PEER = "lancedb"
 GOAL = ">= 10"
 
@@ -42,7 +45,8 @@ def _batches(data: datasets.DataSet, size: int, scale: Scale, *, beside: bool) -
         if beside:
             peer = stack.enter_context(Peer(PEER, dim=data.dim, capacity=capacity, top_k=TOP_K))
             calls[PEER] = lambda: peer.add(keys, values)
-        times = alternate(calls, rounds=8 * scale.rounds, seconds_max=scale.seconds_max)
+        turns = {name: in_a_row(call, ON_END) for name, call in calls.items()}
+        times = alternate(turns, rounds=2 * scale.rounds, seconds_max=scale.seconds_max)
     ours, theirs = times["ours"], times.get(PEER)
     return Figure(
         "ingest",

@@ -39,7 +39,7 @@ class HalfStore(RowByRow):
         self._index = index
         self._real = real
         self.grow, self.write, self.compact, self.clear = real.grow, real.write, real.compact, real.clear
-        self.wants_upkeep, self.upkeep, self.search_work = real.wants_upkeep, real.upkeep, real.search_work
+        self.upkeep_work, self.upkeep, self.search_work = real.upkeep_work, real.upkeep, real.search_work
         self.keys, self.values, self.attend_backward = real.keys, real.values, real.attend_backward
 
     @property

@@ -15,7 +15,6 @@ from recollect._results import DTYPE_NUMBERS, A, AttendResult, Dtype, NamespaceS
 from recollect._splitting import Assembly, Part, RowSequences
 from recollect._streaming import Bytes, ChunkedAnswer
 from recollect._tensor import UserArray, array_at, check_header, read_floats, read_ids, unpack_ids
-from recollect._work import Shared
 from recollect.v1 import memory_pb2 as pb
 
 PAIRS = (pb.SEARCH_ARRAY_KEYS, pb.SEARCH_ARRAY_VALUES)
@@ -36,7 +35,7 @@ class SearchAnswer(Generic[A]):
     ) -> None:
         self._queries = queries
         self._dtype: Dtype = spec.dtype  # of keys and values, as they came
-        self._shared_dtype: Dtype = "float32" if widened else spec.dtype
+        self.shared_dtype: Dtype = "float32" if widened else spec.dtype
         shape = (*queries.shape[:3], top_k)
         self._scores = Assembly(parts, shape, WIRE_DTYPES["float32"])
         self._ids = Assembly(parts, shape, np.dtype(np.int64))
@@ -59,7 +58,7 @@ class SearchAnswer(Generic[A]):
         def see_arrays(reply: pb.SearchResponse, memory: Bytes, keep: bool) -> None:
             # A server that knows nothing of it does not widen.
             came = {reply.keys.dtype, reply.values.dtype}
-            dtype = self._shared_dtype if DTYPE_NUMBERS[self._shared_dtype] in came else self._dtype
+            dtype = self.shared_dtype if DTYPE_NUMBERS[self.shared_dtype] in came else self._dtype
             seen = {
                 number: array_at(message.offset, shape, element, memory=memory)
                 for number, message, shape, element in self._checked_arrays(index, reply, dtype)
@@ -71,7 +70,7 @@ class SearchAnswer(Generic[A]):
             }
 
         self._chunked.pop(index, None)  # of an attempt that failed
-        return ChunkedAnswer(open_arrays, see_arrays, shared=self._shared(index))
+        return ChunkedAnswer(open_arrays, see_arrays)
 
     def _checked_arrays(
         self, index: int, reply: pb.SearchResponse, pairs_dtype: Dtype
@@ -104,10 +103,10 @@ class SearchAnswer(Generic[A]):
         if self._values is not None:
             yield pb.SEARCH_ARRAY_VALUES, self._values.shape_of(index), *pairs
 
-    def _shared(self, index: int) -> Shared:
-        arrays = self._arrays(index, self._shared_dtype)
-        size_bytes = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, _ in arrays)
-        return Shared(size_bytes, DTYPE_NUMBERS[self._shared_dtype])
+    def shared_bytes(self, index: int) -> int:
+        """Of the answer to part `index`, if it comes in shared memory."""
+        arrays = self._arrays(index, self.shared_dtype)
+        return sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, _ in arrays)
 
     def _accept_chunked(
         self, index: int, reply: pb.SearchResponse, arrays: dict[int, npt.NDArray[np.generic]]

@@ -69,10 +69,10 @@ class EmbeddedTransport:
         return reply.response
 
     def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """The same; what a socket would carry in chunks is one part here."""
-        part = self.call(method, request, pb.SearchPart, timeout_s=timeout_s)
+        part = self.call(method, question.whole(), pb.SearchPart, timeout_s=timeout_s)
         collector.take_first(part)
         return collector.finish()
 
@@ -100,11 +100,11 @@ class AsyncEmbeddedTransport:
         return await asyncio.to_thread(self._transport.call, method, request, reply_type, timeout_s=timeout_s)
 
     async def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """The same; what a socket would carry in chunks is one part here."""
         return await asyncio.to_thread(
-            self._transport.stream, method, request, collector, timeout_s=timeout_s
+            self._transport.stream, method, question, collector, timeout_s=timeout_s
         )
 
     async def upload(

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from recollect._regions import REFUSALS, Region, RegionPool, asked_into, open_requests
+from recollect._regions import REFUSALS, Region, RegionPool, open_requests
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
@@ -73,14 +73,14 @@ class GrpcTransport:
         return cast("Reply", reply)  # a method has one type of answer
 
     def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and hands each part of its answer on, or all of it in shared memory."""
         left_s = _time_left(timeout_s)
-        region = self._region(collector.shared.size_bytes, left_s)
+        region = self._region(question.size_bytes, left_s)
         if region is not None:
-            asked = asked_into(request, region, collector.shared.pairs_dtype)
             with self._regions.lent(region) as memory:
+                asked = question.beside(region)
                 answer = self.call(SEARCH, asked, pb.SearchResponse, timeout_s=left_s())
                 collector.take_shared(answer, memory, keep=self._regions.may_keep())
                 return collector.finish()
@@ -88,7 +88,7 @@ class GrpcTransport:
             open_stream: grpc.UnaryStreamMultiCallable[Message, bytes] = self._channel.unary_stream(
                 method, request_serializer=_serialize
             )
-            parts = open_stream(request, timeout=left_s(), metadata=self._metadata + headers)
+            parts = open_stream(question.whole(), timeout=left_s(), metadata=self._metadata + headers)
             try:
                 for part in parts:
                     collector.take(part)
@@ -162,14 +162,14 @@ class AsyncGrpcTransport:
         return cast("Reply", reply)  # a method has one type of answer
 
     async def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and hands each part of its answer on, or all of it in shared memory."""
         left_s = _time_left(timeout_s)
-        region = await self._region(collector.shared.size_bytes, left_s)
+        region = await self._region(question.size_bytes, left_s)
         if region is not None:
-            asked = asked_into(request, region, collector.shared.pairs_dtype)
             with self._regions.lent(region) as memory:
+                asked = question.beside(region)
                 answer = await self.call(SEARCH, asked, pb.SearchResponse, timeout_s=left_s())
                 collector.take_shared(answer, memory, keep=self._regions.may_keep())
                 return collector.finish()
@@ -177,7 +177,7 @@ class AsyncGrpcTransport:
             open_stream: grpc.aio.UnaryStreamMultiCallable[Message, bytes] = self._opened().unary_stream(
                 method, request_serializer=_serialize
             )
-            parts = open_stream(request, timeout=left_s(), metadata=self._metadata + headers)
+            parts = open_stream(question.whole(), timeout=left_s(), metadata=self._metadata + headers)
             try:
                 async for part in parts:
                     collector.take(part)

@@ -23,7 +23,8 @@ from recollect._checks import (
     check_rank,
     check_shape,
 )
-from recollect._results import A, Array, Limits, NamespaceSpec, SearchResult
+from recollect._regions import Region
+from recollect._results import DTYPE_NUMBERS, A, Array, Dtype, Limits, NamespaceSpec, SearchResult
 from recollect._splitting import Assembly, Part, TokenBytes, split_grid
 from recollect._streaming import STREAMED_FROM_BYTES
 from recollect._tensor import (
@@ -132,13 +133,12 @@ def prepare_search(
             and rows * tokens * wide_bytes <= limits.stream_bytes_max,
         )
 
-        def build(index: int) -> pb.SearchRequest:
+        def ask(index: int) -> _Question:
             part = parts[index]
-            return pb.SearchRequest(
+            request = pb.SearchRequest(
                 namespace=read.namespace,
                 layer=read.layer,
                 streams=read.streams[part.rows],
-                queries=floats_message(wire[part.rows, :, part.tokens], dtype),
                 top_k=top_k,
                 include_keys="keys" in include,
                 include_values="values" in include,
@@ -146,6 +146,8 @@ def prepare_search(
                 missing_ok=missing_ok,
                 exact=exact,
             )
+            queries = wire[part.rows, :, part.tokens]
+            return _Question(request, queries, dtype, answer.shared_bytes(index), answer.shared_dtype)
 
         return Work(
             method=SEARCH_STREAM if streamed else SEARCH,
@@ -153,13 +155,50 @@ def prepare_search(
             retry_safe=True,
             concurrent=not streamed,  # the server holds a stream's answer until it is here
             count=len(parts),
-            build=build,
+            build=lambda index: ask(index).whole(),
             accept=answer.accept,
             finish=answer.finish,
             collect=answer.collect if streamed else None,
+            upload=ask if streamed else None,
         )
 
     return split
+
+
+class _Question:
+    """A search: its queries in its message, or where it is answered."""
+
+    def __init__(
+        self,
+        request: pb.SearchRequest,
+        queries: Wire,
+        dtype: Dtype,
+        answer_bytes: int,
+        answer_dtype: Dtype,
+    ) -> None:
+        self._request = request
+        self._queries = queries
+        self._dtype: Dtype = dtype
+        self._answer_dtype: Dtype = answer_dtype
+        self.size_bytes = max(answer_bytes, queries.nbytes)
+
+    def whole(self) -> pb.SearchRequest:
+        """All in the message."""
+        request = pb.SearchRequest(queries=floats_message(self._queries, self._dtype))
+        request.MergeFrom(self._request)
+        return request
+
+    def beside(self, region: Region) -> pb.SearchRequest:
+        """Queries in a region, where they are read before the answer takes their place."""
+        (offset,) = region.put([self._queries])
+        number = DTYPE_NUMBERS[self._dtype]
+        request = pb.SearchRequest(
+            queries=pb.Tensor(dtype=number, shape=self._queries.shape, offset=offset),
+            pairs_dtype=DTYPE_NUMBERS[self._answer_dtype],
+            region=region.id,
+        )
+        request.MergeFrom(self._request)
+        return request
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,13 +47,13 @@ def _sending(
     transport: Transport | AsyncTransport, work: Work[Reply, Result], index: int
 ) -> Callable[[float | None], Reply | Awaitable[Reply]]:
     """What sends a part within so many seconds: the same request each time."""
-    upload, collect = work.upload, work.collect
-    if upload is not None:
-        entries = upload(index)
-        return lambda left_s: transport.upload(work.method, entries, work.reply_type, timeout_s=left_s)
+    collect = work.collect
+    if work.upload is not None:
+        upload = work.upload(index)
+        if collect is not None:
+            return lambda left_s: transport.stream(work.method, upload, collect(index), timeout_s=left_s)
+        return lambda left_s: transport.upload(work.method, upload, work.reply_type, timeout_s=left_s)
     request = work.build(index)
-    if collect is not None:
-        return lambda left_s: transport.stream(work.method, request, collect(index), timeout_s=left_s)
     return lambda left_s: transport.call(work.method, request, work.reply_type, timeout_s=left_s)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from recollect._work import Shared
 from recollect.errors import InternalError
 from recollect.v1 import memory_pb2 as pb
 
@@ -29,17 +28,13 @@ class ChunkedAnswer:
     Args:
         open_arrays: Checks the first part, and gives the bytes of each array to write to.
         see_arrays: Checks an answer, and finds its arrays in shared memory; they may stay there, or not.
-        shared: What it is asked for as, if it comes there.
     """
 
     def __init__(
         self,
         open_arrays: Callable[[pb.SearchResponse], dict[int, Bytes]],
         see_arrays: Callable[[pb.SearchResponse, Bytes, bool], None],
-        *,
-        shared: Shared,
     ) -> None:
-        self.shared = shared
         self._open = open_arrays
         self._see = see_arrays
         self._answer: pb.SearchResponse | None = None

@@ -20,7 +20,7 @@ class Transport(Protocol):
     ) -> Reply: ...
 
     def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply: ...
 
     def upload(
@@ -38,7 +38,7 @@ class AsyncTransport(Protocol):
     ) -> Reply: ...
 
     async def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply: ...
 
     async def upload(

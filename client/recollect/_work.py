@@ -38,19 +38,6 @@ GET_STATS = f"{_NAMESPACES}GetStats"
 GET_SERVER_INFO = f"{_NAMESPACES}GetServerInfo"
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What an answer is asked for as, if it comes in shared memory.
-
-    Attributes:
-        size_bytes: Of all arrays together.
-        pairs_dtype: Of keys and values.
-    """
-
-    size_bytes: int
-    pairs_dtype: pb.DType.ValueType
-
-
 class Collector(Protocol[Reply_co]):
     """Takes the parts of one streamed answer, as they came."""
 
@@ -62,14 +49,15 @@ class Collector(Protocol[Reply_co]):
         self, answer: pb.SearchResponse, memory: npt.NDArray[np.uint8], *, keep: bool
     ) -> None: ...
 
-    @property
-    def shared(self) -> Shared: ...
-
     def finish(self) -> Reply_co: ...
 
 
 class Upload(Protocol):
-    """A request with tensors that may travel beside its message."""
+    """A request whose tensors may travel beside its message, or be answered beside one.
+
+    Attributes:
+        size_bytes: Of what then lies there.
+    """
 
     @property
     def size_bytes(self) -> int: ...
@@ -94,7 +82,8 @@ class Work(Generic[Reply, Result]):
         accept: Takes the answer to a part. Parts may be answered in any order.
         finish: The result, after every answer.
         collect: Takes the chunks of a part's answer, a new one for each attempt; None: it is one message.
-        upload: The request of a part in place of `build`, where its tensors are worth sharing; None: not.
+        upload: The request of a part in place of `build`, where tensors are worth sharing, its own or those
+            of a streamed answer; None: not.
     """
 
     method: str

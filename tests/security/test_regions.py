@@ -209,6 +209,31 @@ def test_entries_are_taken_from_a_region(unix: Installation, ours: Raw) -> None:
         assert np.array_equal(came, values[0, head][best[head]])
 
 
+def test_queries_may_lie_where_they_are_answered(unix: Installation, ours: Raw) -> None:
+    """The answer is written over queries that are still to be searched, or their place is not checked."""
+    asked = search()
+    queries = np.random.default_rng(0).standard_normal(tuple(asked.queries.shape)).astype(np.float32)
+    asked.queries.CopyFrom(messages.tensor(queries))
+    plain = ours("Search", asked).response
+    assert isinstance(plain, pb.SearchResponse)
+    asked.queries.ClearField("data")
+    with region_of(unix, ours) as (region, descriptor):
+        asked.region = region
+        for offset in (0, 64, 32_768 - queries.nbytes):
+            os.pwrite(descriptor, queries.tobytes(), offset)
+            asked.queries.offset = offset
+            shared = ours("Search", asked).response
+            assert isinstance(shared, pb.SearchResponse)
+            assert placed(descriptor, shared.values).tobytes() == plain.values.data
+            assert placed(descriptor, shared.scores).tobytes() == plain.scores.data
+        for offset in (-1, 2**62, 32_768 - queries.nbytes + 1, BYTES):
+            asked.queries.offset = offset
+            refused = ours("Search", asked)
+            assert (refused.code, refused.detail.argument) == ("INVALID_ARGUMENT", "queries")
+    asked.region = b""
+    assert ours("Search", asked).detail.argument == "queries"
+
+
 @pytest.mark.parametrize("who", ["another tenant", "another key of the tenant"])
 def test_a_region_is_of_who_opened_it(unix: Installation, who: str) -> None:
     """Somebody else has answers written to a region, or entries taken from it, or learns that it exists."""

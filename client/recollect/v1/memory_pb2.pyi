@@ -268,7 +268,7 @@ class SearchRequest(google.protobuf.message.Message):
     pairs_dtype: Global___DType.ValueType
     """of keys and values in the answer: float32, widened; unset: as stored"""
     region: builtins.bytes
-    """where to put all tensors of the answer; the bound is stream_bytes_max"""
+    """where to put all tensors of the answer; the bound is stream_bytes_max."""
     @property
     def streams(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """[B]"""

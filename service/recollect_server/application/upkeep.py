@@ -21,9 +21,6 @@ from recollect_server.domain.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
-COST = 500_000_000
-"""Multiply-adds of one turn, at most: a few milliseconds (`Store.upkeep`)."""
-
 FAILED_REST_S = 60.0
 """A bank whose work failed is left alone for so long."""
 
@@ -70,8 +67,8 @@ class Upkeep:
             if bank is None:
                 continue
             self._tell_recall(namespace, bank)
-            if bank.wants_upkeep and place.key not in self._under_way and not self._rests(place):
-                self._queue(place)
+            if place.key not in self._under_way and not self._rests(place):
+                self._queue(place, bank.upkeep_work)
 
     def _rests(self, place: _Place) -> bool:
         until_s = self._rests_until_s.get(place.key)
@@ -82,11 +79,14 @@ class Upkeep:
         del self._rests_until_s[place.key]
         return False
 
-    def _queue(self, place: _Place) -> None:
+    def _queue(self, place: _Place, work: int) -> None:
+        """What is little is done at once, if the device is idle: see `Dispatcher`."""
+        if not work:
+            return
         job = Job(
             place.namespace.record.tenant,
             self._steps(place),
-            cost=COST,
+            cost=work,
             weight=place.namespace.quotas.weight,
             is_refusable=False,
             lane=place.namespace.record.name,
@@ -127,8 +127,8 @@ class Upkeep:
         bank = self._bank(place)
         if bank is not None:
             self._tell_recall(place.namespace, bank)
-        if future.result():
-            self._queue(place)
+        if future.result() and bank is not None:
+            self._queue(place, bank.upkeep_work)
 
     def _tell_recall(self, namespace: Namespace, bank: Bank) -> None:
         queries, recall = bank.untold_recall()

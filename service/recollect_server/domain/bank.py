@@ -82,9 +82,9 @@ class Bank:
         return queries, (state.found - found) / queries
 
     @property
-    def wants_upkeep(self) -> bool:
-        """Whether there is background work to do. Safe to ask from any thread."""
-        return self._store.wants_upkeep(self.ring.segments())
+    def upkeep_work(self) -> int:
+        """Background work that there is, up to a few milliseconds, in multiply-adds; from any thread."""
+        return self._store.upkeep_work(self.ring.segments())
 
     def upkeep(self) -> Steps[bool]:
         """A few milliseconds of background work; whether there is more."""

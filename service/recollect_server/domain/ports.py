@@ -98,8 +98,11 @@ class Store(Protocol):
         """What an index takes beside keys and values. Asked for at each call, so it is not added up then."""
         ...
 
-    def wants_upkeep(self, live: Sequence[slice]) -> bool:
-        """Whether there is background work to do, as keeping an index. Safe to ask from any thread."""
+    def upkeep_work(self, live: Sequence[slice]) -> int:
+        """Background work that there is, as keeping an index, up to what `upkeep` does at once; 0: none.
+
+        In multiply-adds, an estimate. Safe to ask from any thread.
+        """
         ...
 
     def upkeep(self, live: Sequence[slice]) -> Steps[bool]:

@@ -31,6 +31,17 @@ def run_through(steps: Steps[Result]) -> Result:
         return result
 
 
+def in_steps(steps: Steps[Result], each: int) -> Generator[int, None, Result]:
+    """The same steps, of so much work each, within others that are not told how long they may be."""
+    try:
+        yield next(steps)
+        while True:
+            yield steps.send(each)
+    except StopIteration as finished:
+        result: Result = finished.value
+        return result
+
+
 def in_one_step(work: Callable[[], Result], *, multiply_adds: int = 0) -> Steps[Result]:
     """Work that cannot be cut."""
     yield multiply_adds

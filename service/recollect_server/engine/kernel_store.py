@@ -88,9 +88,9 @@ class KernelStore(CpuBuffers):
             self._index.clear()
             self._index = Index(self._spec)
 
-    def wants_upkeep(self, live: Sequence[slice]) -> bool:
-        """See `Store.wants_upkeep`."""
-        return self._index is not None and self._index.wants_upkeep(live)
+    def upkeep_work(self, live: Sequence[slice]) -> int:
+        """See `Store.upkeep_work`."""
+        return 0 if self._index is None else self._index.upkeep_work(live)
 
     def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
         """See `Store.upkeep`."""

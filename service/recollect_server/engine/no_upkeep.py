@@ -12,10 +12,10 @@ class NoUpkeep:
 
     __slots__ = ()
 
-    def wants_upkeep(self, live: Sequence[slice]) -> bool:
-        """See `Store.wants_upkeep`."""
+    def upkeep_work(self, live: Sequence[slice]) -> int:
+        """See `Store.upkeep_work`."""
         del live
-        return False
+        return 0
 
     def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
         """See `Store.upkeep`."""

@@ -11,7 +11,7 @@ from recollect_server.domain import work
 from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
-from recollect_server.domain.steps import Steps
+from recollect_server.domain.steps import Steps, in_steps
 from recollect_server.engine import kernels, reasons
 from recollect_server.engine.choice import Choice
 from recollect_server.engine.costs import exact_work, rows_in
@@ -179,19 +179,29 @@ class Index:
 
     # ---- background ----
 
-    def wants_upkeep(self, live: Sequence[slice]) -> bool:
-        """Whether there is something to do."""
+    def upkeep_work(self, live: Sequence[slice]) -> int:
+        """See `Store.upkeep_work`: at most a slice."""
         entries = length_of(live)
         if self._spec.recall >= 1 or entries < ENTRIES_MIN[self._spec.index]:
-            return False
-        return self._job is not None or any(self._task(head, entries) for head in range(self._spec.heads))
+            return 0
+        if self._job is not None:
+            return SLICE
+        work_of_each = (self._work_of_next(head, entries) for head in range(self._spec.heads))
+        # Of the first that has some: what is added is added to all.
+        return min(SLICE, self._spec.heads * next(filter(None, work_of_each), 0))
+
+    def _work_of_next(self, head: int, entries: int) -> int:
+        file, task = self._files[head], self._task(head, entries)
+        if file is not None and task == self._assign:
+            return len(file.pending) * file.centroids.size
+        return 0 if task is None else SLICE
 
     def upkeep(self, keys: Raw, live: Sequence[slice]) -> Steps[bool]:
         """A slice of what there is to do on keys [heads, slots, D]; whether there is more."""
         yield 0
         done, self._keys, self._live = 0, keys, live
         try:
-            while done < SLICE and self.wants_upkeep(live):
+            while done < SLICE and self.upkeep_work(live):
                 took = self._work()
                 done += took
                 yield took
@@ -201,7 +211,7 @@ class Index:
         finally:
             self._count()
             self._keys = _NO_KEYS  # a slice would keep a buffer that the bank has outgrown
-        return self.wants_upkeep(live)
+        return self.upkeep_work(live) > 0
 
     def _work(self) -> int:
         """Goes on with the job that there is, or the next one; what it took."""
@@ -323,7 +333,7 @@ class Index:
                 part = slice(first, first + SAMPLES_MIN)
                 asked, wanted = queries[part], those_in(live, hits[part])  # the oldest may be gone since
                 if file.is_trusted:
-                    found = yield from _in_steps(file.search(asked, keys, dtype, live=live, top_k=top_k))
+                    found = yield from in_steps(file.search(asked, keys, dtype, live=live, top_k=top_k), STEP)
                     if moves != self._moves:
                         break
                     recalls += map(recall_of, found[0], np.where(wanted >= 0, scores[part], -np.inf))
@@ -387,14 +397,3 @@ class Index:
 
 
 _FLOAT32 = kernels.FLOAT32
-
-
-def _in_steps(search: Steps[tuple[Float32, Int64]]) -> Generator[int, None, tuple[Float32, Int64]]:
-    """A search, as background work."""
-    try:
-        yield next(search)
-        while True:
-            yield search.send(STEP)
-    except StopIteration as finished:
-        found: tuple[Float32, Int64] = finished.value
-        return found

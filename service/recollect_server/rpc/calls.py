@@ -96,7 +96,9 @@ class MemoryCalls:
                     )
                 return self._memory.search(namespace, command)
 
-            command = _search(request, streamed=True, pairs_in=room)
+            command = _search(request, streamed=True, pairs_in=room, bytes_max=self._limits.message_bytes_max)
+            if call.admitted is not None and request.queries.HasField("offset"):
+                call.admitted.holds(command.queries.raw.nbytes)  # as if they had come in the message
             found = await self._turns.take(call.caller, command, search, times=call.times)
             return answer_in(room, found)
 
@@ -251,12 +253,16 @@ class NamespaceCalls:
         return namespaces.facts_to_wire(self._facts)
 
 
-def _search(request: pb.SearchRequest, *, streamed: bool, pairs_in: Room | None = None) -> Search:
+def _search(
+    request: pb.SearchRequest, *, streamed: bool, pairs_in: Room | None = None, bytes_max: int | None = None
+) -> Search:
+    """`bytes_max`: of a region, how many may hold queries."""
+    queries_in = None if pairs_in is None else Room(pairs_in.memory[:bytes_max])
     return Search(
         namespace=request.namespace,
         layer=request.layer,
         streams=tuple(request.streams),
-        queries=tensors.dense("queries", request.queries),
+        queries=tensors.dense("queries", request.queries, room=queries_in),
         top_k=request.top_k,
         include_keys=request.include_keys,
         include_values=request.include_values,

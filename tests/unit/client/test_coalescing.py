@@ -48,10 +48,10 @@ class Watched:
         return await self._inner.call(method, request, reply_type, timeout_s=timeout_s)
 
     async def stream(
-        self, method: str, request: Message, collector: Collector[Reply], *, timeout_s: float | None
+        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Passes it on."""
-        return await self._inner.stream(method, request, collector, timeout_s=timeout_s)
+        return await self._inner.stream(method, question, collector, timeout_s=timeout_s)
 
     async def upload(
         self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from recollect._streaming import Bytes, ChunkedAnswer
-from recollect._work import Shared
 from recollect.errors import InternalError
 from recollect.v1 import memory_pb2 as pb
 
@@ -21,8 +20,7 @@ def part(offset: int, data: bytes, array: pb.SearchArray.ValueType = pb.SEARCH_A
 def opened(size: int = 300) -> tuple[ChunkedAnswer, Bytes]:
     """An answer with `size` bytes of keys, and where they go."""
     target = np.zeros(size, np.uint8)
-    shared = Shared(size, pb.DTYPE_FLOAT32)
-    return ChunkedAnswer(lambda _: {pb.SEARCH_ARRAY_KEYS: target}, no_region, shared=shared), target
+    return ChunkedAnswer(lambda _: {pb.SEARCH_ARRAY_KEYS: target}, no_region), target
 
 
 def no_region(answer: pb.SearchResponse, memory: Bytes, keep: bool) -> None:

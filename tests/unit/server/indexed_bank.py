@@ -118,7 +118,7 @@ class IndexedBank:
     def upkeep(self) -> None:
         """Does the background work that there is."""
         for _ in range(300):
-            if not self.bank.wants_upkeep:
+            if not self.bank.upkeep_work:
                 return
             run_through(self.bank.upkeep())
         raise AssertionError("the background work does not end")

@@ -141,7 +141,7 @@ def test_a_bank_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch, slower: st
     monkeypatch.setattr("recollect_server.engine.kernel_store.exact_work", lambda *_: 1_000_000_000)
     monkeypatch.setattr(InvertedFile, "search_work", lambda *_, **__: 900_000_000)
     bank.trained(made)
-    monkeypatch.setattr(upkeep.Index, "wants_upkeep", lambda *_: False)
+    monkeypatch.setattr(upkeep.Index, "upkeep_work", lambda *_: 0)
     monkeypatch.setattr(InvertedFile, "search", counted("lists", InvertedFile.search))
     monkeypatch.setattr(KernelStore, "_scanned", counted("exact", KernelStore._scanned))
     for _ in range(200):

@@ -65,7 +65,7 @@ def test_a_sample_is_counted_while_it_is_there(monkeypatch: pytest.MonkeyPatch) 
     bank.add(bank.draw(made, 3000))
     for _ in range(2):
         run_through(bank.bank.search(bank.draw(made, 64), 10))
-    while bank.bank.wants_upkeep:
+    while bank.bank.upkeep_work:
         run_through(bank.bank.upkeep())
         seen.append(bank.bank.allocated_bytes - stored_bytes(bank.bank))
     assert bank.answers == "ivf"

@@ -171,7 +171,7 @@ def test_exact_has_no_index() -> None:
     made, bank = Mixture(), IndexedBank(3000, index=IndexChoice.EXACT)
     bank.add(bank.draw(made, 3000))
     run_through(bank.bank.search(bank.draw(made, 64), 10))
-    assert not bank.bank.wants_upkeep
+    assert not bank.bank.upkeep_work
     assert not run_through(bank.bank.upkeep())
     assert bank.bank.index_state.reason == ""
     assert bank.check(bank.draw(made, 100)) == 1.0
@@ -267,7 +267,7 @@ def test_auto_searches_exactly_what_is_faster_so(monkeypatch: pytest.MonkeyPatch
     assert bank.answers == "exact"
     assert "faster" in bank.bank.index_state.reason
     assert bank.check(bank.draw(made, 100)) == 1.0
-    assert not bank.bank.wants_upkeep
+    assert not bank.bank.upkeep_work
 
 
 @pytest.mark.parametrize("queries", [1, 64, 512])
@@ -303,7 +303,7 @@ def test_memory_of_an_entry() -> None:
         run_through(
             store.search(from_float32(keys[:, first : first + 64].copy(), Dtype.FLOAT32), [whole], 10)
         )
-    while store.wants_upkeep([whole]):
+    while store.upkeep_work([whole]):
         run_through(store.upkeep([whole]))
     assert store.index_state.index == "ivf"
     assert store._index is not None

@@ -217,5 +217,5 @@ def test_upkeep_is_done_after_reads() -> None:
     add(bank, made.draw(3000))
     store, live = bank._store, [slice(0, 3000)]
     assert isinstance(store, TorchStore)
-    assert not store.wants_upkeep(live)
+    assert not store.upkeep_work(live)
     assert not run_through(store.upkeep(live))

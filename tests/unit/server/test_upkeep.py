@@ -69,7 +69,7 @@ def test_anything_may_happen_between_two_slices(
     for _ in range(60):
         run_through(bank.bank.search(bank.draw(made, 32), 10))
         for _ in range(3):
-            if bank.bank.wants_upkeep:
+            if bank.bank.upkeep_work:
                 run_through(bank.bank.upkeep())
                 turns += 1
         if turns % 4 == 0:
@@ -90,7 +90,7 @@ def test_a_slice_is_bounded(heads: int) -> None:
     bank.add(bank.draw(made, 12_000))
     for _ in range(60):
         run_through(bank.bank.search(bank.draw(made, 64), 10))
-        while bank.bank.wants_upkeep:
+        while bank.bank.upkeep_work:
             steps, done = bank.bank.upkeep(), [0]
             try:
                 next(steps)
@@ -174,17 +174,18 @@ def test_work_ends() -> None:
     """A bank that nobody writes or reads has background work for ever."""
     made, bank = Mixture(), IndexedBank(4000)
     bank.add(bank.draw(made, 4000))
-    wanted = [bank.bank.wants_upkeep]  # nobody has read
+    wanted = [bank.bank.upkeep_work]  # nobody has read
     bank.trained(made)
-    wanted.append(bank.bank.wants_upkeep)
+    wanted.append(bank.bank.upkeep_work)
     bank.add(bank.draw(made, 100))
-    wanted.append(bank.bank.wants_upkeep)  # so few are searched as they are
+    wanted.append(bank.bank.upkeep_work)  # so few are searched as they are
     bank.add(bank.draw(made, upkeep.PENDING_MIN))
-    wanted.append(bank.bank.wants_upkeep)
+    wanted.append(bank.bank.upkeep_work)
+    lists = bank.bank.index_state.lists
     bank.upkeep()
     bank.evict(Everything())
-    wanted.append(bank.bank.wants_upkeep)
-    assert wanted == [False, False, False, True, False]
+    wanted.append(bank.bank.upkeep_work)
+    assert wanted == [0, 0, 0, (100 + upkeep.PENDING_MIN) * lists * DIM, 0]
 
 
 def test_comparing_takes_a_small_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +200,7 @@ def test_comparing_takes_a_small_share(monkeypatch: pytest.MonkeyPatch) -> None:
         steps = bank.bank.search(bank.draw(made, 16), 10)
         searched += bank.bank.search_work(16)
         run_through(steps)
-        while bank.bank.wants_upkeep:
+        while bank.bank.upkeep_work:
             turn = bank.bank.upkeep()
             try:
                 next(turn)
@@ -339,7 +340,7 @@ def test_recall_is_of_entries_that_stay(monkeypatch: pytest.MonkeyPatch, evicts:
         for turn in range(1000):
             if turn == turns:
                 bank.evict(Oldest(1600) if evicts == "the oldest" else ByIds(bank.ids[1:2]))
-            if not bank.bank.wants_upkeep:
+            if not bank.bank.upkeep_work:
                 break
             run_through(bank.bank.upkeep())
         after = bank.bank.index_state

@@ -24,7 +24,8 @@ def run(scale: Scale) -> Outcome:
     asked = with_heads(data.queries)
     times: dict[int, Spread] = {}
     with server_and_client() as (_, client):
-        space = namespace(client, "scaling", dim=data.dim, capacity=sizes[-1])
+        # As stored and sent by default.
+        space = namespace(client, "scaling", dim=data.dim, capacity=sizes[-1], dtype="float16")
         held = first = 0
         for size in dict.fromkeys(sizes):
             begun = fill(space, data.keys[held:size], data.values[held:size])

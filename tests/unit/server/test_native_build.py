@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,27 @@ def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path: Path) -> Non
     assert built.returncode == 0, built.stderr
     assert "no C++ compiler was found" in built.stdout
     assert not old.exists()
+
+
+FETCHES = """
+#include "panels.h"
+using namespace RC_ISA;
+void rows_of_a_list(const Listed<Float16>& rows, float* panel) { pack<Float16>(rows, 0, 64, panel); }
+"""
+
+
+@pytest.mark.skipif(not kernels.available(), reason="nothing is compiled here")
+def test_rows_of_lists_are_fetched_ahead(tmp_path: Path) -> None:
+    """The compiler leaves out what fetches rows ahead, as GCC did: large banks are searched half as fast."""
+    building = runpy.run_path(str(ROOT / "hatch_build.py"))
+    compiler = building["compiler"]()
+    assert compiler is not None
+    source, assembly = tmp_path / "fetches.cpp", tmp_path / "fetches.s"
+    source.write_text(FETCHES)
+    command = [*compiler, *building["FLAGS"], "-DRC_ISA=generic", "-S"]
+    include = f"-I{ROOT / ENGINE / 'native'}"
+    subprocess.run([*command, include, str(source), "-o", str(assembly)], check=True)
+    assert any(name in assembly.read_text() for name in ("prefetch", "prfm")), "for x86 and ARM"
 
 
 @pytest.mark.parametrize("library", ["/nonexistent/_native.so", "libc.so.6"], ids=["none", "another"])

@@ -54,6 +54,20 @@ def filled(
     return store, data
 
 
+@pytest.mark.parametrize("entries", [64, 1000, 100_000])
+def test_rows_begin_with_a_line(entries: int) -> None:
+    """Each row of 64 elements lies in a line of the cache more than it has to, and takes longer to read."""
+    spec = NamespaceSpec((0,), HEADS, 64, 64, capacity=entries, dtype=Dtype.FLOAT16)
+    store = CpuDevice().store(spec)
+    store.grow(entries, [])
+    assert isinstance(store, CpuBuffers)
+    for rows in (store._keys, store._values):
+        assert rows.ctypes.data % 64 == 0
+        assert rows.shape == (HEADS, entries, 64)
+        assert rows.flags.c_contiguous
+        assert not rows.any()
+
+
 @pytest.mark.parametrize("dtype", list(Dtype))
 def test_pairs_are_fetched_as_stored_or_widened(device: Device, dtype: Dtype) -> None:
     """What is fetched to a place that was given is not what is stored, or not in that place's dtype."""

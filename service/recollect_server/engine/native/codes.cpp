@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kept.h"
+#include "prefetch.h"
 #include "select.h"
 
 namespace RC_ISA {
@@ -117,8 +118,8 @@ struct CodedQuery {
 static inline void prefetch_code(const RcCodes& c, int32_t slot) {
     const char* at = reinterpret_cast<const char*>(c.rows + slot * c.stride);
     const int64_t last = words_of(c) * 8;
-    for (int64_t b = 0; b < last; b += 64) __builtin_prefetch(at + b);
-    __builtin_prefetch(at + last);
+    for (int64_t b = 0; b < last; b += 64) prefetch_line(at + b);
+    prefetch_line(at + last);
 }
 
 static inline int64_t ones(uint64_t x) {
@@ -278,17 +279,20 @@ struct Highest {
     bool has(int32_t slot) const { return std::binary_search(slots.begin(), slots.begin() + count, slot); }
 };
 
+constexpr int64_t FETCHED_BYTES = 512;  // of a row, ahead
+
 // Multiplies a query with keys of slots, and keeps the best.
 template <class Type>
 static void multiply_slots(const RcCodes& c, const float* query, const int32_t* slots, int64_t n, const RcBest& best,
                            int64_t id) {
     const auto* keys = static_cast<const typename Type::Element*>(c.keys);
     const auto row = [&](int64_t i) { return keys + static_cast<int64_t>(slots[i]) * c.dim; };
-    const int64_t bytes = c.dim * sizeof(typename Type::Element), ahead = 3;
+    // The processor sees the rest coming.
+    const int64_t bytes = std::min<int64_t>(c.dim * sizeof(typename Type::Element), FETCHED_BYTES), ahead = 3;
     const auto prefetch = [&](int64_t i) {
         if (i >= n) return;
         const char* at = reinterpret_cast<const char*>(row(i));
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+        for (int64_t b = 0; b < bytes; b += 64) prefetch_line(at + b);
     };
     for (int64_t i = 0; i < ahead; ++i) prefetch(i);
     for (int64_t i = 0; i < n; ++i) {

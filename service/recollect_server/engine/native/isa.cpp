@@ -9,6 +9,7 @@
 #include "isa.h"
 #include "kept.h"
 #include "panels.h"
+#include "prefetch.h"
 #include "rounded.h"
 #include "select.h"
 #include "simd.h"
@@ -254,7 +255,7 @@ static inline void prefetch_rows(const Element* rows, const int64_t* slots, int 
     for (int i = 0; i < std::min(k, 64); ++i) {
         if (slots[i] < 0) continue;
         const char* at = reinterpret_cast<const char*>(rows + slots[i] * dim);
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+        for (int64_t b = 0; b < bytes; b += 64) prefetch_line(at + b);
     }
 }
 

@@ -20,6 +20,7 @@
 
 #include "isa.h"
 #include "kept.h"
+#include "prefetch.h"
 
 namespace generic { extern const Isa isa; }
 #if defined(RC_HAS_AVX2)
@@ -405,7 +406,7 @@ void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_by
         for (int64_t i = task * GATHERED_ROWS; i < last; ++i) {
             if (i + ahead < last && slots[i + ahead] >= 0)
                 for (int64_t b = 0; b < std::min<int64_t>(row_bytes, 256); b += 64)
-                    __builtin_prefetch(source + slots[i + ahead] * row_bytes + b);
+                    prefetch_line(source + slots[i + ahead] * row_bytes + b);
             if (slots[i] >= 0) std::memcpy(to + i * row_bytes, source + slots[i] * row_bytes, row_bytes);
             else std::memset(to + i * row_bytes, 0, row_bytes);
         }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kept.h"
+#include "prefetch.h"
 #include "select.h"
 #include "simd.h"
 
@@ -30,7 +31,7 @@ struct Range {
     void prefetch(int64_t i) const {
         const char* at = reinterpret_cast<const char*>(row(i)) + AHEAD;
         if (i < count)
-            for (int64_t b = 0; b < static_cast<int64_t>(dim * sizeof(Element)); b += 64) __builtin_prefetch(at + b);
+            for (int64_t b = 0; b < static_cast<int64_t>(dim * sizeof(Element)); b += 64) prefetch_line(at + b);
     }
 };
 
@@ -48,7 +49,7 @@ struct Listed {
         if (i >= count) return;
         const char* at = reinterpret_cast<const char*>(row(i));
         const int64_t bytes = std::min<int64_t>(dim * sizeof(Element), 512);
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+        for (int64_t b = 0; b < bytes; b += 64) prefetch_line(at + b);
     }
 };
 

@@ -12,11 +12,14 @@ from recollect_bench.peers.installed import reason_absent
 from recollect_bench.peers.process import Peer
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
-from recollect_bench.timing import Spread, alternate
+from recollect_bench.timing import Spread, alternate, in_a_row
 from recollect_bench.truth import recall
 
 ENTRIES, DIM, VALUE_DIM = 524_288, 768, 64
 QUERIES, SAMPLE, TOP_K = 8, 256, 32
+ON_END = 4
+"""Steps of a turn: decoding takes one after the other."""
+
 GOAL_MS, GOAL_RATIO = "<= 10", ">= 20"
 
 
@@ -44,12 +47,17 @@ def run(scale: Scale) -> Outcome:
         # Each step asks anew, as decoding does: no cache has what it will read.
         steps = [data.queries[n : n + QUERIES] for n in range(0, SAMPLE, QUERIES)]
         ours, theirs = cycle(steps), cycle(steps)
-        calls = {"ours": lambda: space.attend(LAYER, with_heads(next(ours)), top_k=TOP_K, streams=[STREAM])}
+
+        def attend() -> None:
+            space.attend(LAYER, with_heads(next(ours)), top_k=TOP_K, streams=[STREAM])
+
+        calls = {"ours": in_a_row(attend, ON_END)}
         if reason is None:
             peer = Peer("faiss", dim=data.dim, value_dim=value_dim, capacity=entries, top_k=TOP_K)
             with peer:
                 peer.add(data.keys, data.values)
-                rounds = {**calls, "faiss": lambda: peer.search(next(theirs))[0]}
+                search = in_a_row(lambda: peer.search(next(theirs))[0], ON_END)
+                rounds = {**calls, "faiss": search}
                 times = alternate(rounds, rounds=scale.rounds, seconds_max=scale.seconds_max, warm=3)
         else:
             outcome.absent["faiss"] = reason

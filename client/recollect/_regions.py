@@ -105,9 +105,8 @@ class RegionPool:
         self._lock = threading.Lock()
         self._idle: list[Region] = []
         self._kept: list[Region] = []  # by results, or their array is about to go
-        self._freed: deque[Region] = (
-            deque()
-        )  # by the collector of garbage, which may come while there is a lock
+        # By the collector of garbage, which may come while there is a lock.
+        self._freed: deque[Region] = deque()
         self._count = 0
         self._is_watched = self._is_closed = False
         self._not_before_s = 0.0 if path is not None else float("inf")

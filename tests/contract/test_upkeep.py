@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
 import recollect
+from recollect_server.application.dispatch import Dispatcher
 from recollect_server.domain.arrays import Raw
 from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
 from recollect_server.engine.ivf import InvertedFile
+from recollect_server.engine.kmeans import centroids_of
 from tests.clients import blocking_client
 from tests.installation import Installation
 from tests.server_process import ServerProcess
@@ -22,6 +26,7 @@ pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels wer
 
 ENTRIES, DIM, CENTRES = 6000, 16, 50
 Float = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Result = TypeVar("Result")
 
 
 class Mixture:
@@ -84,6 +89,32 @@ def recall_of(ns: recollect.Namespace, made: Mixture) -> float:
     true = ns.search(0, queries, top_k=10, streams=["s"], exact=True)
     both = [np.isin(a, b).mean() for a, b in zip(found.ids[0, 0], true.ids[0, 0], strict=True)]
     return float(np.mean(both))
+
+
+def test_only_brief_work_is_done_where_calls_come_in(
+    client: recollect.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fast device lists are trained where calls come in; or what is brief wakes another thread."""
+    threads: dict[str, set[str]] = {"train": set(), "assign": set()}
+
+    def noting(what: str, work: Callable[..., Result]) -> Callable[..., Result]:
+        def noted(*arguments: object, **named: object) -> Result:
+            threads[what].add(threading.current_thread().name)
+            return work(*arguments, **named)
+
+        return noted
+
+    monkeypatch.setattr(Dispatcher, "_work_in", lambda *_: 10**15)
+    monkeypatch.setattr("recollect_server.engine.upkeep.centroids_of", noting("train", centroids_of))
+    made = Mixture()
+    ns = filled(client, made.draw(ENTRIES))
+    read_until_indexed(ns, made)
+    assert threads["train"] == {"recollect-device"}
+    monkeypatch.setattr(InvertedFile, "assign", noting("assign", InvertedFile.assign))
+    more = made.draw(600)
+    ns.add(0, more, more, streams=["s"])
+    ns.stats()  # in the same lane: after it
+    assert threads["assign"] == {"recollect-embedded"}
 
 
 def test_reads_make_an_index(client: recollect.Client) -> None:

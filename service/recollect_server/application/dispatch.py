@@ -46,6 +46,7 @@ class Job(Generic[Answer_co]):
         weight: Of the tenant.
         calls_queued_max: Most calls of the tenant that may wait, this one included.
         is_refusable: False for the server's own work, which is queued whatever the load.
+        may_run_here: False for what the device's own thread has to do, however short it seems.
         lane: The namespace: its calls run in the order they came, one at a time.
         waited_s: From when it was queued to its first step; None if it never came to that.
         worked_s: In its steps; None if it had none.
@@ -58,6 +59,7 @@ class Job(Generic[Answer_co]):
     weight: int = 1
     calls_queued_max: int = 2**31
     is_refusable: bool = True
+    may_run_here: bool = True
     lane: str = ""
     waited_s: float | None = None
     worked_s: float | None = None
@@ -299,7 +301,7 @@ class Dispatcher:
     def _fits_here(self, job: Job[Answer]) -> bool:
         """Whether the submitting thread may do it: nothing is overtaken, and it fits into a short turn."""
         is_free = self._any_thread and self._fair and not self._is_lent and self._load.is_idle
-        return is_free and job.cost <= self._work_in(HERE_S)
+        return is_free and job.may_run_here and job.cost <= self._work_in(HERE_S)
 
     def _budget(self) -> int:
         if not self._fair:

@@ -21,6 +21,9 @@ from recollect_server.domain.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+BRIEF = 100_000_000
+"""Multiply-adds: what takes more is not done where calls come in, however fast the device: as training."""
+
 FAILED_REST_S = 60.0
 """A bank whose work failed is left alone for so long."""
 
@@ -80,7 +83,7 @@ class Upkeep:
         return False
 
     def _queue(self, place: _Place, work: int) -> None:
-        """What is little is done at once, if the device is idle: see `Dispatcher`."""
+        """What is brief is done at once, if the device is idle: see `Dispatcher`."""
         if not work:
             return
         job = Job(
@@ -89,6 +92,7 @@ class Upkeep:
             cost=work,
             weight=place.namespace.quotas.weight,
             is_refusable=False,
+            may_run_here=work <= BRIEF,
             lane=place.namespace.record.name,
         )
         loop = asyncio.get_running_loop()

@@ -32,11 +32,12 @@ def test_a_small_call_is_done_where_it_comes_in() -> None:
     dispatcher.drain()
 
 
-@pytest.mark.parametrize("why", ["heavy", "unfair", "device's own thread"])
+@pytest.mark.parametrize("why", ["heavy", "unfair", "device's own thread", "its own wish"])
 def test_other_calls_go_to_the_devices_thread(why: str) -> None:
     """A heavy call holds up whoever brings it, or a card is used by two threads."""
     dispatcher = Dispatcher(Limits(), fair=why != "unfair", any_thread=why != "device's own thread")
-    job = Job("t", in_one_step(thread_name), 10**12 if why == "heavy" else 1)
+    cost = 10**12 if why == "heavy" else 1
+    job = Job("t", in_one_step(thread_name), cost, may_run_here=why != "its own wish")
     assert dispatcher.submit(job).result(PATIENCE_S) == "recollect-device"
     dispatcher.drain()
 

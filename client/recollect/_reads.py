@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 import numpy as np
@@ -102,7 +103,10 @@ def prepare_search(
     spec, dtype = read.spec, read.spec.dtype
     top_k = check_int("top_k", top_k, minimum=1)
     wire = read.array.to_wire(dtype)
-    heads = read.array.shape[1]
+    rows, heads, tokens, _ = read.array.shape
+    request_of = partial(
+        _search_request, read=read, top_k=top_k, include=include, missing_ok=missing_ok, exact=exact
+    )
 
     def split(limits: Limits) -> Work[pb.SearchResponse, SearchResult[A]]:
         check_int("top_k", top_k, maximum=limits.top_k_max)
@@ -111,7 +115,6 @@ def prepare_search(
             up=heads * spec.key_dim * read.itemsize,
             down=heads * top_k * (2 * SCALAR_BYTES + fetched * read.itemsize),
         )
-        rows, _, tokens, _ = read.array.shape
         # Each part of a split read searches anew.
         streamed = bool(fetched) and limits.stream_bytes_max > 0
         streamed = streamed and rows * tokens * weight.down > STREAMED_FROM_BYTES
@@ -135,19 +138,9 @@ def prepare_search(
 
         def ask(index: int) -> _Question:
             part = parts[index]
-            request = pb.SearchRequest(
-                namespace=read.namespace,
-                layer=read.layer,
-                streams=read.streams[part.rows],
-                top_k=top_k,
-                include_keys="keys" in include,
-                include_values="values" in include,
-                min_sequences=read.min_sequences[part.rows],
-                missing_ok=missing_ok,
-                exact=exact,
-            )
             queries = wire[part.rows, :, part.tokens]
-            return _Question(request, queries, dtype, answer.shared_bytes(index), answer.shared_dtype)
+            request, size_bytes = request_of(part.rows), answer.shared_bytes(index)
+            return _Question(request, queries, dtype, size_bytes, answer.shared_dtype)
 
         return Work(
             method=SEARCH_STREAM if streamed else SEARCH,
@@ -163,6 +156,23 @@ def prepare_search(
         )
 
     return split
+
+
+def _search_request(
+    rows: slice, *, read: Queries[A], top_k: int, include: frozenset[Include], missing_ok: bool, exact: bool
+) -> pb.SearchRequest:
+    """For some rows, without their queries."""
+    return pb.SearchRequest(
+        namespace=read.namespace,
+        layer=read.layer,
+        streams=read.streams[rows],
+        min_sequences=read.min_sequences[rows],
+        top_k=top_k,
+        include_keys="keys" in include,
+        include_values="values" in include,
+        missing_ok=missing_ok,
+        exact=exact,
+    )
 
 
 class _Question:

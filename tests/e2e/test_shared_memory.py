@@ -183,6 +183,7 @@ def test_cancelled_calls_leave_sharing_as_it_is(rng: np.random.Generator) -> Non
                     await asyncio.sleep(delay_ms / 1000)
                     asked.cancel()
                     await asyncio.gather(asked, return_exceptions=True)
+                del asked  # whose result may lie in a region
                 pool = pool_of(client)
                 assert pool._not_before_s == 0.0
                 found = await space.search(0, q, top_k=TOP_K, streams=STREAMS, include=["values"])
@@ -261,8 +262,8 @@ def test_a_path_without_room_for_another_socket(rng: np.random.Generator, tmp_pa
 
 def asked(memory: CheckedMemory, number: int) -> tuple[np.ndarray, recollect.SearchResult[np.ndarray]]:
     """One question of several, and its answer."""
-    q = np.random.default_rng(number).standard_normal((2, memory.ns.spec.heads, TOKENS, DIM))
-    q = q.astype(np.float32)
+    shape = (2, memory.ns.spec.heads, TOKENS, DIM)
+    q = np.random.default_rng(number).standard_normal(shape, dtype=np.float32)
     return q, memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS, include=["values"])
 
 
@@ -275,7 +276,6 @@ def test_results_outlive_their_client(rng: np.random.Generator) -> None:
         pool = pool_of(client)
         server.kill()
         memory.oracle.check_search(0, q, found, streams=STREAMS)
-        assert pool._count == 1
         del found
         assert (idle_of(pool), pool._count) == (0, 0)
 

@@ -21,7 +21,11 @@ PAIRS = (pb.SEARCH_ARRAY_KEYS, pb.SEARCH_ARRAY_VALUES)
 
 
 class SearchAnswer(Generic[A]):
-    """Scores, ids, and what was included; `widened`: in float32, if it comes in shared memory."""
+    """Scores, ids, and what was included.
+
+    Of one part in shared memory, keys and values come in the queries' float32: the server widens them. Unless
+    that is more than `shared_bytes_max`.
+    """
 
     def __init__(
         self,
@@ -31,11 +35,10 @@ class SearchAnswer(Generic[A]):
         *,
         top_k: int,
         include: frozenset[Include],
-        widened: bool,
+        shared_bytes_max: int,
     ) -> None:
         self._queries = queries
         self._dtype: Dtype = spec.dtype  # of keys and values, as they came
-        self.shared_dtype: Dtype = "float32" if widened else spec.dtype
         shape = (*queries.shape[:3], top_k)
         self._scores = Assembly(parts, shape, WIRE_DTYPES["float32"])
         self._ids = Assembly(parts, shape, np.dtype(np.int64))
@@ -44,6 +47,9 @@ class SearchAnswer(Generic[A]):
         self._values = Assembly(parts, (*shape, spec.value_dim), stored) if "values" in include else None
         self._sequences = RowSequences(parts, shape[0])
         self._chunked: dict[int, dict[int, npt.NDArray[np.generic]]] = {}
+        is_widened = len(parts) == 1 and queries.is_widened(spec.dtype)
+        fits = is_widened and self._bytes(0, "float32") <= shared_bytes_max
+        self.shared_dtype: Dtype = "float32" if fits else spec.dtype
 
     def collect(self, index: int) -> ChunkedAnswer:
         """Takes the answer to part `index` in chunks, before `accept`."""
@@ -56,14 +62,11 @@ class SearchAnswer(Generic[A]):
             return {number: array.reshape(-1).view(np.uint8) for number, array in opened.items()}
 
         def see_arrays(reply: pb.SearchResponse, memory: Bytes, keep: bool) -> None:
-            # A server that knows nothing of it does not widen.
-            came = {reply.keys.dtype, reply.values.dtype}
-            dtype = self.shared_dtype if DTYPE_NUMBERS[self.shared_dtype] in came else self._dtype
             seen = {
-                number: array_at(message.offset, shape, element, memory=memory)
-                for number, message, shape, element in self._checked_arrays(index, reply, dtype)
+                number: array_at(message.offset, shape, dtype, memory=memory)
+                for number, message, shape, dtype in self._checked_arrays(index, reply, self.shared_dtype)
             }
-            self._dtype = dtype
+            self._dtype = self.shared_dtype
             # Scores are small: who has only these is not to have all of the region.
             self._chunked[index] = {
                 number: array if keep and number in PAIRS else array.copy() for number, array in seen.items()
@@ -105,7 +108,10 @@ class SearchAnswer(Generic[A]):
 
     def shared_bytes(self, index: int) -> int:
         """Of the answer to part `index`, if it comes in shared memory."""
-        arrays = self._arrays(index, self.shared_dtype)
+        return self._bytes(index, self.shared_dtype)
+
+    def _bytes(self, index: int, pairs_dtype: Dtype) -> int:
+        arrays = self._arrays(index, pairs_dtype)
         return sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, _ in arrays)
 
     def _accept_chunked(

@@ -124,16 +124,13 @@ def prepare_search(
             "Lower top_k, include less, or use attend",
             down_bytes_max=limits.stream_bytes_max if streamed else None,
         )
-        wide_bytes = heads * top_k * (2 * SCALAR_BYTES + fetched * WIRE_DTYPES["float32"].itemsize)
         answer = SearchAnswer(
             parts,
             read.array,
             spec,
             top_k=top_k,
             include=include,
-            widened=len(parts) == 1
-            and read.array.is_widened(dtype)
-            and rows * tokens * wide_bytes <= limits.stream_bytes_max,
+            shared_bytes_max=limits.stream_bytes_max,
         )
 
         def ask(index: int) -> _Question:

@@ -24,7 +24,8 @@ RAW_TYPES: dict[Dtype, type[np.float32] | type[np.float16] | type[np.uint16]] = 
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-ROOM_ALIGNMENT_BYTES = 64
+LINE_BYTES = 64
+"""Of the processor's caches. What is read row by row begins with one: else each row lies in one more."""
 
 EXPONENT_BITS: dict[Dtype, np.uint32 | np.uint16] = {
     Dtype.FLOAT32: np.uint32(0x7F80_0000),
@@ -120,9 +121,7 @@ class Room:
         if size_bytes > self.memory.size - self._used:
             raise MemoryError(f"{size_bytes} bytes after {self._used} of {self.memory.size}")
         array = self.memory[self._used : self._used + size_bytes].view(dtype).reshape(shape)
-        self._used = min(
-            self.memory.size, -(-(self._used + size_bytes) // ROOM_ALIGNMENT_BYTES) * ROOM_ALIGNMENT_BYTES
-        )
+        self._used = min(self.memory.size, -(-(self._used + size_bytes) // LINE_BYTES) * LINE_BYTES)
         return array
 
     def offset_of(self, array: NDArray[np.generic]) -> int | None:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Int64, Raw, dtype_in, to_float32
+from recollect_server.domain.arrays import LINE_BYTES, RAW_TYPES, DenseArray, Int64, Raw, dtype_in, to_float32
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import NamespaceSpec
-
-LINE_BYTES = 64
 
 
 class CpuBuffers:
@@ -73,7 +71,7 @@ class CpuBuffers:
 
 
 def _zeros(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
-    """From a line of the cache on: NumPy's own begin 16 bytes after one, so that each row has a line more."""
+    """From a line of the cache on: NumPy's own begin 16 bytes after one."""
     dtype: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[spec.dtype])
     size_bytes = spec.heads * slots * dim * dtype.itemsize
     memory = np.zeros(size_bytes + LINE_BYTES, dtype=np.uint8)

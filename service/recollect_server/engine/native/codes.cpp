@@ -279,20 +279,15 @@ struct Highest {
     bool has(int32_t slot) const { return std::binary_search(slots.begin(), slots.begin() + count, slot); }
 };
 
-constexpr int64_t FETCHED_BYTES = 512;  // of a row, ahead
-
 // Multiplies a query with keys of slots, and keeps the best.
 template <class Type>
 static void multiply_slots(const RcCodes& c, const float* query, const int32_t* slots, int64_t n, const RcBest& best,
                            int64_t id) {
     const auto* keys = static_cast<const typename Type::Element*>(c.keys);
     const auto row = [&](int64_t i) { return keys + static_cast<int64_t>(slots[i]) * c.dim; };
-    // The processor sees the rest coming.
-    const int64_t bytes = std::min<int64_t>(c.dim * sizeof(typename Type::Element), FETCHED_BYTES), ahead = 3;
+    const int64_t ahead = 3;
     const auto prefetch = [&](int64_t i) {
-        if (i >= n) return;
-        const char* at = reinterpret_cast<const char*>(row(i));
-        for (int64_t b = 0; b < bytes; b += 64) prefetch_line(at + b);
+        if (i < n) prefetch_row(row(i), c.dim * sizeof(typename Type::Element));
     };
     for (int64_t i = 0; i < ahead; ++i) prefetch(i);
     for (int64_t i = 0; i < n; ++i) {

@@ -251,12 +251,8 @@ static float softmax(float* scores, const int64_t* slots, int k) {
 
 template <class Element>
 static inline void prefetch_rows(const Element* rows, const int64_t* slots, int k, int dim) {
-    const int64_t bytes = std::min<int64_t>(dim * sizeof(Element), 512);
-    for (int i = 0; i < std::min(k, 64); ++i) {
-        if (slots[i] < 0) continue;
-        const char* at = reinterpret_cast<const char*>(rows + slots[i] * dim);
-        for (int64_t b = 0; b < bytes; b += 64) prefetch_line(at + b);
-    }
+    for (int i = 0; i < std::min(k, 64); ++i)
+        if (slots[i] >= 0) prefetch_row(rows + slots[i] * dim, dim * sizeof(Element));
 }
 
 template <class Type>

@@ -405,8 +405,7 @@ void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_by
         const int64_t last = std::min(n, (task + 1) * GATHERED_ROWS);
         for (int64_t i = task * GATHERED_ROWS; i < last; ++i) {
             if (i + ahead < last && slots[i + ahead] >= 0)
-                for (int64_t b = 0; b < std::min<int64_t>(row_bytes, 256); b += 64)
-                    prefetch_line(source + slots[i + ahead] * row_bytes + b);
+                prefetch_row(source + slots[i + ahead] * row_bytes, row_bytes);
             if (slots[i] >= 0) std::memcpy(to + i * row_bytes, source + slots[i] * row_bytes, row_bytes);
             else std::memset(to + i * row_bytes, 0, row_bytes);
         }

@@ -46,10 +46,7 @@ struct Listed {
     int32_t slot(int64_t i) const { return slots[i]; }
     const Element* row(int64_t i) const { return keys + static_cast<int64_t>(slots[i]) * dim; }
     void prefetch(int64_t i) const {
-        if (i >= count) return;
-        const char* at = reinterpret_cast<const char*>(row(i));
-        const int64_t bytes = std::min<int64_t>(dim * sizeof(Element), 512);
-        for (int64_t b = 0; b < bytes; b += 64) prefetch_line(at + b);
+        if (i < count) prefetch_row(row(i), dim * sizeof(Element));
     }
 };
 

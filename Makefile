@@ -18,7 +18,7 @@ PROTO_PY := .venv-proto/bin/python
 PROTO := recollect/v1/memory.proto
 GENERATED := client/recollect/v1
 LOCKED := pyproject.toml constraints.txt
-KERNELS := hatch_build.py $(wildcard service/recollect_server/engine/native/*)
+KERNELS := hatch_build.py $(wildcard service/recollect_server/engine/native/* client/recollect/native/*)
 
 TEST_JOBS ?= 2
 
@@ -147,7 +147,7 @@ checkpoint: $(RUN_STAMP)  ## train again the checkpoint that the demo starts fro
 
 .PHONY: clean
 clean:  ## remove caches and build outputs; .venv stays
-	rm -rf service/recollect_server/engine/_native*.so $(KERNELS_STAMP)
+	rm -rf service/recollect_server/engine/_native*.so client/recollect/_native*.so $(KERNELS_STAMP)
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find client service model tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

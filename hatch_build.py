@@ -1,8 +1,8 @@
-"""Compiles the CPU engine's kernels when the package is built or installed.
+"""Compiles the CPU engine's kernels, and the client's conversions, when the package is built or installed.
 
-One shared library holds the same code for several instruction sets, and takes the best when it is loaded.
+The engine's library holds the same code for several instruction sets, and takes the best when it is loaded.
 Where there is no C++ compiler the package is built without: the engine then searches with FAISS and NumPy,
-and says so. `python hatch_build.py` compiles in place.
+and says so, and NumPy converts. `python hatch_build.py` compiles in place.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ try:
 except ModuleNotFoundError:  # run as a script, outside of a build
     BuildHookInterface = object
 
-SOURCES = Path("service/recollect_server/engine/native")
-LIBRARY = Path("service/recollect_server/engine/_native.so")
+ENGINE = Path("service/recollect_server/engine")
+CLIENT = Path("client/recollect")
+SOURCES, LIBRARY = "native", "_native.so"
+"""In both of them."""
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off", "-Wall"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # GCC's own headers of vector types set these off
@@ -52,34 +54,42 @@ def compiler() -> list[str] | None:
     return [found] if found else None
 
 
-def compile_library(root: Path) -> Path | None:
-    """Makes the library below `root`, if it is not there as it should be; None where there is no compiler.
+def compile_libraries(root: Path) -> list[Path]:
+    """Makes those below `root` that are not there as they should be; none where there is no compiler.
 
     Raises:
         CalledProcessError: The compiler failed.
     """
     command = compiler()
-    sources, library = root / SOURCES, root / LIBRARY
     if command is None or not sys.platform.startswith("linux"):
-        # One of other sources would be worse than none.
-        library.unlink(missing_ok=True)
-        return None
-    made_from = _made_from(sources, command)
-    if library.exists() and bytes.fromhex(made_from) in library.read_bytes():
-        return library
+        for package in (ENGINE, CLIENT):
+            # One of other sources would be worse than none.
+            (root / package / LIBRARY).unlink(missing_ok=True)
+        return []
     variants = {"generic": [], **_of_x86(command)}
     parts = {
-        f"{source}-{name}": [*flags, f"-DRC_ISA={name}", "-c", str(sources / f"{source}.cpp")]
+        f"{source}-{name}": [*flags, f"-DRC_ISA={name}", f"{source}.cpp"]
         for source in ("isa", "codes")
         for name, flags in variants.items()
     }
-    there = [f"-DRC_HAS_{name.upper()}" for name in variants]
-    parts["library"] = [*there, "-c", str(sources / "library.cpp")]
+    parts["library"] = [*(f"-DRC_HAS_{name.upper()}" for name in variants), "library.cpp"]
+    return [
+        _compiled(command, root / ENGINE, parts),
+        _compiled(command, root / CLIENT, {"rounding": ["rounding.cpp"]}),
+    ]
+
+
+def _compiled(command: list[str], package: Path, parts: dict[str, list[str]]) -> Path:
+    """A package's library, of parts that are compiled with flags each, the last of which is a source."""
+    sources, library = package / SOURCES, package / LIBRARY
+    made_from = _made_from(sources, command)
+    if library.exists() and bytes.fromhex(made_from) in library.read_bytes():
+        return library
     with tempfile.TemporaryDirectory() as folder:
         objects = [f"{folder}/{name}.o" for name in parts]
         running = [
-            subprocess.Popen([*command, *FLAGS, *flags, "-o", made])
-            for flags, made in zip(parts.values(), objects, strict=True)
+            subprocess.Popen([*command, *FLAGS, *flags, "-c", str(sources / source), "-o", made])
+            for (*flags, source), made in zip(parts.values(), objects, strict=True)
         ]
         for process in running:
             process.wait()
@@ -115,7 +125,7 @@ def _made_from(sources: Path, command: list[str]) -> str:
 
 
 class NativeBuildHook(BuildHookInterface):
-    """Adds the library to a wheel, which then is for one platform. An editable install finds it in place."""
+    """Adds the libraries to a wheel, which is for one platform then. An editable install needs no more."""
 
     PLUGIN_NAME = "custom"
 
@@ -124,13 +134,14 @@ class NativeBuildHook(BuildHookInterface):
         del version
         if self.target_name != "wheel":
             return
-        if compile_library(Path(self.root)) is None:
+        libraries = compile_libraries(Path(self.root))
+        if not libraries:
             self.app.display_warning(NO_COMPILER)
             return
-        build_data["artifacts"] = [f"/{LIBRARY}"]
+        build_data["artifacts"] = [f"/{library.relative_to(self.root)}" for library in libraries]
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
 if __name__ == "__main__":
-    print(compile_library(Path(__file__).parent) or NO_COMPILER)
+    print(*compile_libraries(Path(__file__).parent) or [NO_COMPILER], sep="\n")

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from recollect import _rounding
 from recollect._results import Dtype
 
 # A tensor as it travels: little-endian float32, float16, or the uint16 bits of bfloat16.
@@ -30,11 +31,6 @@ LARGEST: dict[Dtype, float] = {
 }
 
 _FLOAT16_INF, _FLOAT16_MINUS_INF = 0x7C00, 0xFC00
-_FLOAT32_OF_FLOAT16 = np.uint32(0x8FFF_E000).view(np.int32)
-_FLOAT16_SCALE = np.float32(2.0**112)
-_FEW = 8192
-"""Of so few, NumPy's own conversion takes less time than the calls for another one."""
-
 _BFLOAT16_INF = 0x7F80
 _BFLOAT16_NAN = 0x7FC0
 
@@ -46,6 +42,10 @@ def to_bits(values: Floats, dtype: Dtype) -> Wire:
     wire = WIRE_DTYPES[dtype]
     if values.dtype == wire:
         return cast("Wire", values)
+    if dtype == "float16" and values.dtype == np.float32:
+        rounded = _rounding.to_float16(cast("npt.NDArray[np.float32]", values))
+        if rounded is not None:
+            return rounded
     with np.errstate(over="ignore", under="ignore"):
         return values.astype(wire)
 
@@ -58,17 +58,9 @@ def from_bits(bits: Wire, dtype: Dtype) -> Floats:
 
 
 def to_float32(halves: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-    """The same values. Up to six times as fast as NumPy's own conversion, which may take one at a time."""
-    if halves.size < _FEW or not _all_finite(halves):
-        return halves.astype(np.float32)
-    bits = halves.reshape(-1).view(np.int16)
-    # The sign is carried up, exponent and fraction stand three places to the right of where they belong: a
-    # power of two too small, which is exact to mend, also for subnormal numbers.
-    wide = np.left_shift(bits, 13, dtype=np.int32, casting="unsafe")
-    wide &= _FLOAT32_OF_FLOAT16
-    values = wide.view(np.float32)
-    values *= _FLOAT16_SCALE
-    return values.reshape(halves.shape)
+    """The same values."""
+    widened = _rounding.from_float16(halves)
+    return halves.astype(np.float32) if widened is None else widened
 
 
 def has_infinite(bits: Wire, dtype: Dtype) -> bool:
@@ -89,6 +81,10 @@ def _all_finite(halves: npt.NDArray[np.float16]) -> bool:
 
 
 def _to_bfloat16(values: Floats) -> npt.NDArray[np.uint16]:
+    if values.dtype == np.float32:
+        rounded = _rounding.to_bfloat16(cast("npt.NDArray[np.float32]", values))
+        if rounded is not None:
+            return rounded
     nan = np.isnan(values)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = values.astype("<f4")  # always a copy: its bits are changed below

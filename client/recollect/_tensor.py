@@ -125,8 +125,11 @@ def unpack_ids(offsets: npt.NDArray[np.int32], first_ids: Sequence[int]) -> Ids:
     rows = offsets.shape[0]
     if len(first_ids) != rows:
         raise _bad_reply("ids", f"{len(first_ids)} first_ids", f"{rows}")
-    first = np.array(first_ids, dtype=np.int64)[:, None, None, None]
-    return np.where(offsets < 0, np.int64(-1), first + offsets)
+    ids = offsets.astype(np.int64)
+    ids += np.array(first_ids, dtype=np.int64)[:, None, None, None]
+    if offsets.min(initial=0) < 0:
+        ids[offsets < 0] = -1
+    return ids
 
 
 def check_header(what: str, message: pb.Tensor, number: pb.DType.ValueType, shape: Sequence[int]) -> None:

@@ -40,9 +40,10 @@ def serve(
 
     Everything else is set by RECOLLECT_... variables; docs/operations.md lists them.
     """
-    # Read by the OpenMP runtimes when they are loaded, so before FAISS and NumPy are: waiting threads
-    # that spin would take the cores from a trainer on the same machine.
+    # Read by the OpenMP runtimes and by NumPy's OpenBLAS when they are loaded: waiting threads that spin, for
+    # a tenth of a second with the latter, would take the cores from a trainer on the same machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the least
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))

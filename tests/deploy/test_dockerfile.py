@@ -83,6 +83,7 @@ def test_what_is_copied_is_there_and_is_sent(copy: Instruction) -> None:
         ".env",
         ".git/config",
         ".venv/pyvenv.cfg",
+        "client/recollect/_native.so",
         "service/recollect_server/engine/_native.so",
         "deploy/redis/redis.conf",
         "docs/operations.md",

@@ -101,8 +101,9 @@ def test_no_library_is_needed_that_a_slim_image_lacks(image: Image) -> None:
 def test_the_kernels_are_in_the_image_and_what_they_are_made_of_is_not(image: Image) -> None:
     """The image's server searches slowly, since nothing was compiled for it, or carries sources along."""
     (engine,) = (image.root / "opt/recollect").rglob("recollect_server/engine")
-    assert (engine / "_native.so").is_file()
-    assert not list(engine.rglob("*.cpp"))
+    for package in (engine, engine.parents[1] / "recollect"):
+        assert (package / "_native.so").is_file()
+        assert not list(package.rglob("*.cpp"))
 
 
 def test_the_image_is_for_root_alone_to_change(image: Image) -> None:

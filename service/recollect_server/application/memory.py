@@ -142,13 +142,12 @@ class Memory:
         yield work.moved(command.queries.raw.nbytes)
         rows, heads, tokens, _ = command.queries.shape
         shape = (rows, heads, tokens, command.top_k)
-        scores = np.full(shape, -np.inf, dtype=np.float32)
-        ids = np.full(shape, -1, dtype=np.int64)
+        scores, ids = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
         keys = _room_for((*shape, spec.key_dim if command.include_keys else 0), command, pairs_dtype)
         values = _room_for((*shape, spec.value_dim if command.include_values else 0), command, pairs_dtype)
         for row, bank in enumerate(banks):
             if bank is None:
-                keys[row], values[row] = 0, 0
+                scores[row], ids[row], keys[row], values[row] = -np.inf, -1, 0, 0
                 continue
             hits = yield from bank.search(command.queries.row(row), command.top_k, exact=command.exact)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)

@@ -150,13 +150,12 @@ class Ring:
             return np.full(slots.shape, -1, dtype=np.int64)
         if self._ids is not None:
             return np.where(slots >= 0, self._ids[slots], np.int64(-1))
-        first = self.next_sequence - self.count
-        ids = slots + (first - self.head)
+        ids = slots - self.head
         if self.head:  # the ring may wrap: slots before its head come last
-            ids += np.where(slots < self.head, self.allocated, 0)
-        absent = slots < 0
-        if absent.any():
-            ids[absent] = -1
+            ids += (ids >> 63) & self.allocated
+        ids += self.next_sequence - self.count
+        if slots.min(initial=0) < 0:
+            ids[slots < 0] = -1
         return ids
 
     def slots_of_ids(self, ids: Int64) -> Int64:

@@ -265,7 +265,7 @@ class KernelStore(CpuBuffers):
                 scan = self._scanned(alone, dtype, one, live=live, top_k=top_k)
                 found = yield from timed(scan, partial(noted, took_lists=False, work=exact_cost))
             else:
-                queries, keys = to_float32(asked[row], dtype), self._keys[head]
+                queries, keys = _widened(asked[row], dtype), self._keys[head]
                 search = file.search(queries, keys, self._spec.dtype, live=live, top_k=top_k)
                 found = yield from timed(search, partial(noted, took_lists=True, work=costs[row]))
             scores[row], slots[row] = found
@@ -301,6 +301,15 @@ class KernelStore(CpuBuffers):
     def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:
         """See `CpuBuffers`; `into` is contiguous."""
         kernels.gather(rows, np.ascontiguousarray(slots), into, dtype=self._spec.dtype)
+
+
+def _widened(queries: Raw, dtype: Dtype) -> Float32:
+    """Queries [n, D], contiguous, in float32; a view where they are so already."""
+    if dtype is Dtype.FLOAT32:
+        return to_float32(queries, dtype)
+    into = np.empty(queries.shape, dtype=np.float32)
+    kernels.gather(queries, np.arange(len(queries)), into, dtype=dtype)
+    return into
 
 
 def _blocks(heads: int, queries: int) -> Iterator[tuple[slice, slice]]:

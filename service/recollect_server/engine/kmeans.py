@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 
 import numpy as np
@@ -22,7 +23,7 @@ SMALL = 1e-8
 
 def lists_for(entries: int) -> int:
     """How many lists: the power of two next to four times the square root."""
-    return int(2 ** round(np.log2(4 * np.sqrt(max(1, entries)))))
+    return 1 << round(math.log2(4 * math.sqrt(max(1, entries))))
 
 
 def centroids_of(sample: Float32, lists: int, *, rows: int) -> Generator[int, None, tuple[Float32, Float32]]:

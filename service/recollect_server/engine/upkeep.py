@@ -199,19 +199,20 @@ class Index:
     def upkeep(self, keys: Raw, live: Sequence[slice]) -> Steps[bool]:
         """A slice of what there is to do on keys [heads, slots, D]; whether there is more."""
         yield 0
-        done, self._keys, self._live = 0, keys, live
+        done, left, self._keys, self._live = 0, self.upkeep_work(live), keys, live
         try:
-            while done < SLICE and self.upkeep_work(live):
+            while left and done < SLICE:
                 took = self._work()
                 done += took
                 yield took
+                left = self.upkeep_work(live)
         except Exception:  # a defect: what was begun is not gone on with
             self._growing, self._trains, self._job = None, False, None
             raise
         finally:
             self._count()
             self._keys = _NO_KEYS  # a slice would keep a buffer that the bank has outgrown
-        return self.upkeep_work(live) > 0
+        return left > 0
 
     def _work(self) -> int:
         """Goes on with the job that there is, or the next one; what it took."""

@@ -20,7 +20,7 @@ from recollect_server.engine.faiss_store import FaissStore
 from recollect_server.engine.kernel_store import KernelStore
 
 ROOT = Path(__file__).parents[3]
-ENGINE = "service/recollect_server/engine"
+ENGINE, CLIENT = "service/recollect_server/engine", "client/recollect"
 SPEC = NamespaceSpec(layers=(0,), heads=1, key_dim=4, value_dim=4, capacity=8, dtype=Dtype.FLOAT32)
 
 
@@ -37,9 +37,11 @@ def not_loaded() -> Iterator[None]:
 def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path: Path) -> None:
     """Where there is no compiler nothing can be installed, or nobody learns why the server is slow."""
     shutil.copy(ROOT / "hatch_build.py", tmp_path)
-    shutil.copytree(ROOT / ENGINE / "native", tmp_path / ENGINE / "native")
-    old = tmp_path / ENGINE / "_native.so"
-    old.write_bytes(b"made of other sources")
+    old = [tmp_path / package / "_native.so" for package in (ENGINE, CLIENT)]
+    for library in old:
+        sources = library.with_name("native")
+        shutil.copytree(ROOT / sources.relative_to(tmp_path), sources)
+        library.write_bytes(b"made of other sources")
     built = subprocess.run(
         [sys.executable, "hatch_build.py"],
         cwd=tmp_path,
@@ -50,7 +52,7 @@ def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path: Path) -> Non
     )
     assert built.returncode == 0, built.stderr
     assert "no C++ compiler was found" in built.stdout
-    assert not old.exists()
+    assert not any(library.exists() for library in old)
 
 
 FETCHES = """

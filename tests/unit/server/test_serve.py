@@ -1,0 +1,41 @@
+"""`recollect serve`, before the server: what libraries read of the environment when they are loaded."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import typer
+
+from recollect_server import cli, serving
+
+DEFAULTS = {
+    "OMP_WAIT_POLICY": "passive",
+    "OPENBLAS_THREAD_TIMEOUT": "4",
+    "GRPC_EXPERIMENTS": "-event_engine_poller_for_python",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Of a server that is not started after all."""
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(serving, "run", lambda options: 0)
+    return environment
+
+
+def test_threads_that_wait_are_told_to_sleep(environment: dict[str, str]) -> None:
+    """Threads of NumPy and FAISS spin on the cores that a trainer, or the server itself, could use."""
+    with pytest.raises(typer.Exit):
+        cli.serve(dev=True)
+    assert environment.items() >= DEFAULTS.items()
+
+
+def test_what_the_operator_set_stays(environment: dict[str, str]) -> None:
+    """An operator who knows the machine better cannot tell the libraries."""
+    environment.update(dict.fromkeys(DEFAULTS, "theirs"))
+    with pytest.raises(typer.Exit):
+        cli.serve(dev=True, threads=2)
+    threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    assert environment.items() >= {**dict.fromkeys(DEFAULTS, "theirs"), **threads}.items()

@@ -94,7 +94,7 @@ class EmbeddedTransport:
 
 async def _as_message(response: Response) -> Sent[Message]:
     # In one process there is no message to be too large: what a stream would carry is one part.
-    return Sent(response.whole() if isinstance(response, SearchStream) else response, 0)
+    return Sent(await response.whole() if isinstance(response, SearchStream) else response, 0)
 
 
 def open_transport() -> EmbeddedTransport:

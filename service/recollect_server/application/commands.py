@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, Room
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, Room
 from recollect_server.domain.eviction import Selector
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.registry import NamespaceRecord
@@ -53,7 +55,7 @@ class Search:
 
     `streamed`: the answer does not travel in one message, so it may be larger than one. `pairs_in`: where
     keys and values are written, if not to arrays of their own. `pairs_dtype`: float32 has them widened to it;
-    None: as they are stored.
+    None: as they are stored. `progress`: given keys and values, which then are not in the answer.
     """
 
     namespace: str
@@ -69,6 +71,7 @@ class Search:
     streamed: bool = False
     pairs_in: Room | None = None
     pairs_dtype: Dtype | None = None
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,31 @@ class Found:
     keys: DenseArray | None
     values: DenseArray | None
     next_sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """Keys or values [B, Hq, T, K, D] that are being fetched."""
+
+    shape: tuple[int, ...]
+    dtype: Dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of them."""
+        return math.prod(self.shape) * self.dtype.itemsize_bytes
+
+
+class Progress(Protocol):
+    """Given what a search finds as it comes, by the thread that does it."""
+
+    def begin(self, found: Found, *, keys: Coming | None, values: Coming | None) -> None:
+        """All but keys and values, which come next if they are wanted."""
+        ...
+
+    def fetched(self, pairs: Raw) -> None:
+        """The next of them [n], all keys before all values; they are others afterwards."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

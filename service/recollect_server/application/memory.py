@@ -13,6 +13,7 @@ from recollect_server.application.commands import (
     AttendBackward,
     Attended,
     BankStats,
+    Coming,
     Command,
     Describe,
     Evict,
@@ -23,10 +24,10 @@ from recollect_server.application.commands import (
 )
 from recollect_server.application.costs import cost_of, evicted_work, written_work
 from recollect_server.application.memories import Memories
-from recollect_server.application.pairs import fetch_pairs
+from recollect_server.application.pairs import RowHits, with_pairs
 from recollect_server.application.room import require_room
 from recollect_server.domain import validation, work
-from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Raw, from_float32
+from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.bank import Bank, attend_rows
 from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
 from recollect_server.domain.eviction import Everything
@@ -143,23 +144,19 @@ class Memory:
         rows, heads, tokens, _ = command.queries.shape
         shape = (rows, heads, tokens, command.top_k)
         scores, ids = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
-        keys = _room_for((*shape, spec.key_dim if command.include_keys else 0), command, pairs_dtype)
-        values = _room_for((*shape, spec.value_dim if command.include_values else 0), command, pairs_dtype)
+        hits_of_rows: list[RowHits] = []
         for row, bank in enumerate(banks):
             if bank is None:
-                scores[row], ids[row], keys[row], values[row] = -np.inf, -1, 0, 0
+                scores[row], ids[row] = -np.inf, -1
+                hits_of_rows.append((None, ids[row]))
                 continue
             hits = yield from bank.search(command.queries.row(row), command.top_k, exact=command.exact)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
-            if command.include_keys or command.include_values:
-                yield from fetch_pairs(bank, hits.slots, keys[row], values[row])
-        return Found(
-            scores=scores,
-            ids=ids,
-            keys=DenseArray(keys, pairs_dtype) if command.include_keys else None,
-            values=DenseArray(values, pairs_dtype) if command.include_values else None,
-            next_sequences=_reached(memory, command),
-        )
+            hits_of_rows.append((bank, hits.slots))
+        found = Found(scores, ids, keys=None, values=None, next_sequences=_reached(memory, command))
+        keys = Coming((*shape, spec.key_dim), pairs_dtype) if command.include_keys else None
+        values = Coming((*shape, spec.value_dim), pairs_dtype) if command.include_values else None
+        return (yield from with_pairs(found, hits_of_rows, command, keys=keys, values=values))
 
     def answer_bytes(self, namespace: Namespace, command: Search) -> int:
         """Bytes of a streamed search's answer; of one that will be refused, at most those allowed."""
@@ -357,12 +354,6 @@ def _hit_bytes(spec: NamespaceSpec, command: Search) -> int:
 
 def _pairs_dtype(spec: NamespaceSpec, command: Search) -> Dtype:
     return spec.dtype if command.pairs_dtype is None else command.pairs_dtype
-
-
-def _room_for(shape: tuple[int, ...], command: Search, dtype: Dtype) -> Raw:
-    """For pairs; not cleared."""
-    of: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[dtype])
-    return np.empty(shape, of) if command.pairs_in is None else command.pairs_in.array(shape, of)
 
 
 def _reached(memory: NamespaceMemory, command: Search | Attend) -> tuple[int, ...]:

@@ -2,30 +2,168 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from recollect_server.application.commands import Coming, Found, Progress, Search
 from recollect_server.domain import work
-from recollect_server.domain.arrays import Int64, Raw
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Int64, Raw
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.steps import Steps
 
+PART_BYTES = 1024 * 1024
+"""Of what is handed on, about: it stays in a cache, and what gRPC carries fastest."""
 
-def fetch_pairs(bank: Bank, slots: Int64, keys: Raw, values: Raw) -> Steps[None]:
-    """Fills in the pairs of a bank's slots.
+RowHits = tuple[Bank | None, Int64]
+"""Of one row: a bank that was searched, or None; and slots [Hq, T, K], -1 where there is no entry."""
+
+
+class Target(Protocol):
+    """What takes keys or values of `dim` elements in the order in which they lie in memory."""
+
+    dim: int
+    itemsize: int
+
+    def room(self, *shape: int) -> Raw:
+        """Where the next ones are written, before it is asked again; not cleared."""
+        ...
+
+    def end(self) -> None:
+        """All have been written."""
+        ...
+
+
+class Whole:
+    """An array [..., D] that takes all. Implements `Target`."""
+
+    def __init__(self, pairs: Raw) -> None:
+        self.dim, self.itemsize = pairs.shape[-1], pairs.itemsize
+        self._elements = pairs.reshape(-1)
+        self._used = 0
+
+    def room(self, *shape: int) -> Raw:
+        """See `Target`."""
+        first, self._used = self._used, self._used + math.prod(shape)
+        return self._elements[first : self._used].reshape(shape)
+
+    def end(self) -> None:
+        """See `Target`."""
+
+
+class Parts:
+    """Hands them on, some at a time. Implements `Target`.
 
     Args:
-        bank: That was searched.
-        slots: [Hq, T, K], -1 where there is no entry.
-        keys: [Hq, T, K, Dk], or [..., 0] if they are not wanted.
-        values: [Hq, T, K, Dv], or [..., 0].
+        coming: All of them.
+        hand_on: Takes elements [n], which are others after it.
     """
+
+    def __init__(self, coming: Coming, hand_on: Callable[[Raw], None]) -> None:
+        self.dim, self.itemsize = coming.shape[-1], coming.dtype.itemsize_bytes
+        self._part: Raw = np.empty(PART_BYTES // self.itemsize, RAW_TYPES[coming.dtype])
+        self._used = 0
+        self._hand_on = hand_on
+
+    def room(self, *shape: int) -> Raw:
+        """See `Target`."""
+        size = math.prod(shape)
+        if self._used + size > self._part.size:
+            self.end()
+            if size > self._part.size:  # of one token
+                self._part = np.empty(size, self._part.dtype)
+        first, self._used = self._used, self._used + size
+        return self._part[first : self._used].reshape(shape)
+
+    def end(self) -> None:
+        """See `Target`."""
+        if self._used:
+            self._hand_on(self._part[: self._used])
+            self._used = 0
+
+
+def with_pairs(
+    found: Found, rows: Sequence[RowHits], command: Search, *, keys: Coming | None, values: Coming | None
+) -> Steps[Found]:
+    """What was found, with the keys and values that are wanted, unless the command's progress takes them.
+
+    Args:
+        found: Without them.
+        rows: The same, row by row.
+        command: Says where they are to be.
+        keys: None: they are not wanted.
+        values: The same.
+    """
+    progress = command.progress
+    if progress is not None:
+        progress.begin(found, keys=keys, values=values)
+        yield from _fetch(rows, _parts(keys, progress), _parts(values, progress))
+        return found
+    arrays = _array(keys, command), _array(values, command)
+    yield from _fetch(rows, *(None if array is None else Whole(array.raw) for array in arrays))
+    return replace(found, keys=arrays[0], values=arrays[1])
+
+
+def _parts(coming: Coming | None, progress: Progress) -> Parts | None:
+    return None if coming is None else Parts(coming, progress.fetched)
+
+
+def _array(coming: Coming | None, command: Search) -> DenseArray | None:
+    """Not cleared."""
+    if coming is None:
+        return None
+    of: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[coming.dtype])
+    room = command.pairs_in
+    raw = np.empty(coming.shape, of) if room is None else room.array(coming.shape, of)
+    return DenseArray(raw, coming.dtype)
+
+
+def _fetch(rows: Sequence[RowHits], keys: Target | None, values: Target | None) -> Steps[None]:
+    """All keys, then all values."""
+    left = yield 0
+    for fetch, target in ((Bank.keys, keys), (Bank.values, values)):
+        if target is not None:
+            for row in rows:
+                left = yield from _fetch_row(fetch, row, target, left)
+            target.end()
+
+
+def _fetch_row(
+    fetch: Callable[..., object], row: RowHits, target: Target, left: int
+) -> Generator[int, int, int]:
+    """All heads together, or one by one where they take more than a part; returns what the next step may."""
+    bank, slots = row
     heads, tokens, top_k = slots.shape
-    each = work.gathered(heads * top_k, keys.shape[-1] + values.shape[-1])
-    left, first = (yield 0), 0
+    token_bytes = top_k * target.dim * target.itemsize
+    if heads * tokens * token_bytes <= PART_BYTES:
+        return (yield from _fetch_block(fetch, row, target, left))
+    step = max(1, PART_BYTES // token_bytes)
+    for asking in range(heads):
+        head = None if bank is None else asking * bank.spec.heads // heads
+        for first in range(0, tokens, step):
+            block = bank, slots[asking : asking + 1, first : first + step]
+            left = yield from _fetch_block(fetch, block, target, left, head=head)
+    return left
+
+
+def _fetch_block(
+    fetch: Callable[..., object], block: RowHits, target: Target, left: int, *, head: int | None = None
+) -> Generator[int, int, int]:
+    bank, slots = block
+    heads, tokens, top_k = slots.shape
+    into = target.room(*slots.shape, target.dim)
+    if bank is None:
+        into[...] = 0
+        return left
+    each = work.gathered(heads * top_k, target.dim)
+    first = 0
     while first < tokens:
         size = min(tokens - first, max(1, left // each))
         part = slice(first, first + size)
-        if keys.shape[-1]:
-            bank.keys(slots[:, part], into=keys[:, part])
-        if values.shape[-1]:
-            bank.values(slots[:, part], into=values[:, part])
+        fetch(bank, slots[:, part], into=into[:, part], head=head)
         first += size
         left = yield size * each
+    return left

@@ -139,13 +139,13 @@ class Bank:
         """Ids of slots (any shape); -1 stays -1."""
         return self.ring.ids_of_slots(slots)
 
-    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
-        """Keys [Hq, T, K, Dk], written to `into` if it is given."""
-        return self._store.keys(slots, into=into)
+    def keys(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
+        """Keys [Hq, T, K, Dk], written to `into` if it is given; see `Store.keys`."""
+        return self._store.keys(slots, into=into, head=head)
 
-    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
-        """Values [Hq, T, K, Dv], written to `into` if it is given."""
-        return self._store.values(slots, into=into)
+    def values(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
+        """Values [Hq, T, K, Dv], written to `into` if it is given; see `Store.values`."""
+        return self._store.values(slots, into=into, head=head)
 
     def evict(self, selector: Selector, *, now_s: float) -> int:
         """Removes what the selector names; returns how many entries that were."""

@@ -155,15 +155,18 @@ class Store(Protocol):
         """The gradient [Hq, T, Dk] of `attend` with respect to the queries, over `slots`."""
         ...
 
-    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+    def keys(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """Keys [Hq, T, K, Dk] of slots [Hq, T, K]; 0 for -1.
 
-        Written to `into`, if it is given, which is of the stored dtype or float32.
+        Args:
+            slots: Of all query heads, or of some that read the same head of the memory.
+            into: What they are written to, if it is given: of the stored dtype or float32.
+            head: That one; None: slots are of all query heads.
         """
         ...
 
-    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
-        """Values [Hq, T, K, Dv] of slots [Hq, T, K]; 0 for -1. `into` as for keys."""
+    def values(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
+        """Values [Hq, T, K, Dv] of slots [Hq, T, K]; 0 for -1. The rest as for keys."""
         ...
 
 

@@ -46,20 +46,20 @@ class CpuBuffers:
         self._keys = _zeros(self._spec, 0, self._spec.key_dim)
         self._values = _zeros(self._spec, 0, self._spec.value_dim)
 
-    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+    def keys(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.keys`."""
-        return self._pairs(self._keys, slots, into)
+        return self._pairs(self._keys, slots, into, head)
 
-    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+    def values(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.values`."""
-        return self._pairs(self._values, slots, into)
+        return self._pairs(self._values, slots, into, head)
 
-    def _pairs(self, buffer: Raw, slots: Int64, into: Raw | None) -> DenseArray:
+    def _pairs(self, buffer: Raw, slots: Int64, into: Raw | None, head: int | None) -> DenseArray:
         query_heads = slots.shape[0]
-        group = query_heads // self._spec.heads
         pairs = np.empty((*slots.shape, buffer.shape[2]), dtype=buffer.dtype) if into is None else into
-        for head in range(query_heads):
-            self._gather_rows(buffer[head // group], slots[head], pairs[head])
+        for asking in range(query_heads):
+            asked = asking * self._spec.heads // query_heads if head is None else head
+            self._gather_rows(buffer[asked], slots[asking], pairs[asking])
         return DenseArray(pairs, dtype_in(pairs, self._spec.dtype))
 
     def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:

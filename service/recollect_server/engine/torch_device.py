@@ -205,13 +205,13 @@ class TorchStore(NoUpkeep, RowByRow):
         result: Float32 = gradient.cpu().numpy()
         return result
 
-    def keys(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+    def keys(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.keys`."""
-        return self._pairs(self._keys, slots, into)
+        return self._pairs(self._keys, slots, into, head)
 
-    def values(self, slots: Int64, *, into: Raw | None = None) -> DenseArray:
+    def values(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.values`."""
-        return self._pairs(self._values, slots, into)
+        return self._pairs(self._values, slots, into, head)
 
     def _search(
         self, q: Tensor, live: Sequence[slice], top_k: int, *, exact: bool
@@ -245,13 +245,14 @@ class TorchStore(NoUpkeep, RowByRow):
         widest = max(self._spec.key_dim, self._spec.value_dim)
         return max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
 
-    def _pairs(self, buffer: Tensor, slots: Int64, into: Raw | None) -> DenseArray:
+    def _pairs(self, buffer: Tensor, slots: Int64, into: Raw | None, head: int | None) -> DenseArray:
         chosen = torch.from_numpy(slots).to(self._device)
-        group = slots.shape[0] // self._spec.heads
+        query_heads = slots.shape[0]
         pairs = torch.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype, device=self._device)
-        for head in range(slots.shape[0]):
-            present = chosen[head] >= 0
-            pairs[head][present] = buffer[head // group][chosen[head][present]]
+        for asking in range(query_heads):
+            asked = asking * self._spec.heads // query_heads if head is None else head
+            present = chosen[asking] >= 0
+            pairs[asking][present] = buffer[asked][chosen[asking][present]]
         fetched = _download(pairs, self._spec.dtype)
         if into is None:
             return fetched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ from recollect_server.application.commands import (
     Evict,
     Found,
     Namespace,
+    Progress,
     Search,
 )
 from recollect_server.application.memory import Memory
@@ -37,6 +39,7 @@ from recollect_server.domain.limits import Limits
 from recollect_server.domain.steps import Steps
 from recollect_server.rpc import namespaces, tensors
 from recollect_server.rpc.call import Call
+from recollect_server.rpc.fetching import Fetching
 from recollect_server.rpc.namespaces import ServerFacts
 from recollect_server.rpc.regions import PADDING_BYTES, Regions
 from recollect_server.rpc.streams import SearchStream, answer_in
@@ -139,8 +142,14 @@ class MemoryCalls:
                 call.admitted.holds_answer(self._memory.answer_bytes(namespace, command))
             return self._memory.search(namespace, command)
 
-        command = _search(request, streamed=True)
-        return SearchStream(await self._turns.take(call.caller, command, search, times=call.times))
+        fetching = Fetching()
+        command = _search(request, streamed=True, progress=fetching)
+        turn = self._turns.take(call.caller, command, search, times=call.times)
+        taken = asyncio.get_running_loop().create_task(turn)
+        try:
+            return SearchStream(await fetching.begun(taken), fetching, taken)
+        finally:
+            del taken  # what it raises holds this frame, and with it the whole message
 
     async def attend(self, call: Call, request: pb.AttendRequest) -> pb.AttendResponse:
         """Attention over the top_k entries of each query."""
@@ -254,7 +263,12 @@ class NamespaceCalls:
 
 
 def _search(
-    request: pb.SearchRequest, *, streamed: bool, pairs_in: Room | None = None, bytes_max: int | None = None
+    request: pb.SearchRequest,
+    *,
+    streamed: bool,
+    pairs_in: Room | None = None,
+    bytes_max: int | None = None,
+    progress: Progress | None = None,
 ) -> Search:
     """`bytes_max`: of a region, how many may hold queries."""
     queries_in = None if pairs_in is None else Room(pairs_in.memory[:bytes_max])
@@ -272,6 +286,7 @@ def _search(
         streamed=streamed,
         pairs_in=pairs_in,
         pairs_dtype=tensors.dtype_or_none("pairs_dtype", request.pairs_dtype),
+        progress=progress,
     )
 
 

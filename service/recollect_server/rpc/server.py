@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -198,18 +199,19 @@ class RpcServer:
     async def _write(self, context: Context, stream: SearchStream) -> int:
         """Sends a stream, each part when the one before it has left; returns how many bytes."""
         sent_bytes = 0
-        for part in stream.parts():
-            try:
-                # Who does not read makes the server hold the answer: not for ever.
-                with self._patience.wait():
-                    await context.write(part)
-            except TimeoutError:
-                raise DeadlineExceededError(
-                    f"a part of the answer was not taken within {self._limits.receive_s_max} s"
-                ) from None
-            except (grpc.aio.InternalError, grpc.aio.UsageError):  # its caller left
-                raise asyncio.CancelledError from None
-            sent_bytes += len(part)
+        async with contextlib.aclosing(stream.parts()) as parts:
+            async for part in parts:
+                try:
+                    # Who does not read makes the server hold the answer: not for ever.
+                    with self._patience.wait():
+                        await context.write(part)
+                except TimeoutError:
+                    raise DeadlineExceededError(
+                        f"a part of the answer was not taken within {self._limits.receive_s_max} s"
+                    ) from None
+                except (grpc.aio.InternalError, grpc.aio.UsageError):  # its caller left
+                    raise asyncio.CancelledError from None
+                sent_bytes += len(part)
         if self._endpoint.is_draining:
             # The connection is closed with its last call. What the caller sends then (he acknowledges what he
             # reads) is answered by a reset, and of the answer what is still in the kernel's buffers is lost.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -11,72 +12,89 @@ from recollect.v1 import memory_pb2 as pb
 from recollect_server.application.commands import Found
 from recollect_server.domain.arrays import Room
 from recollect_server.rpc import tensors
+from recollect_server.rpc.fetching import Array, Begun, Chunk, Fetching, little_endian
 
 CHUNK_BYTES = 1024 * 1024
 """Of an array in one part: what gRPC carries fastest. Up to as much, an answer is one part."""
 
-DATA_TAG = pb.SearchPart.DATA_FIELD_NUMBER << 3 | 2
-"""Before the length of `SearchPart.data` on the wire."""
-
 
 class SearchStream:
-    """What a search found, as parts.
+    """What a search finds, as parts.
 
     Args:
-        found: The answer. Its keys and values are viewed, not copied, and held as long as this is.
+        begun: All but keys and values.
+        fetching: Gets these.
+        search: Is over when it has got all of them.
     """
 
-    def __init__(self, found: Found) -> None:
-        self._next_sequences = found.next_sequences
-        self._ids = tensors.packed_ids(found.ids)
-        arrays: dict[pb.SearchArray.ValueType, tuple[npt.NDArray[np.generic], pb.DType.ValueType]] = {
-            pb.SEARCH_ARRAY_SCORES: (found.scores, pb.DTYPE_FLOAT32),
-            pb.SEARCH_ARRAY_IDS: (self._ids.offsets, pb.DTYPE_INT32),
-        }
-        for number, pairs in ((pb.SEARCH_ARRAY_KEYS, found.keys), (pb.SEARCH_ARRAY_VALUES, found.values)):
-            if pairs is not None:
-                arrays[number] = (pairs.raw, tensors.WIRE_DTYPES[pairs.dtype])
-        self._arrays = {
-            number: (np.ascontiguousarray(array, array.dtype.newbyteorder("<")), dtype)
-            for number, (array, dtype) in arrays.items()
-        }
+    def __init__(self, begun: Begun, fetching: Fetching, search: asyncio.Task[Found]) -> None:
+        self._begun = begun
+        self._fetching, self._search = fetching, search
+        self._ids = tensors.packed_ids(begun.found.ids)
 
-    def whole(self) -> pb.SearchPart:
-        """All of it in one part."""
-        return self._first(with_data=True)
+    async def whole(self) -> pb.SearchPart:
+        """All of it in one part.
 
-    def parts(self) -> Iterator[bytes]:
-        """All of it in serialized parts, each made when it is asked for."""
-        if sum(array.nbytes for array, _ in self._arrays.values()) <= CHUNK_BYTES:
-            yield self.whole().SerializeToString()
-            return
-        yield self._first(with_data=False).SerializeToString()
-        for number, (array, _) in self._arrays.items():
-            data = array.reshape(-1).view(np.uint8).data
-            for offset in range(0, len(data), CHUNK_BYTES):
-                chunk = data[offset : offset + CHUNK_BYTES]
-                # A chunk put into a message and serialized would be copied twice more.
-                envelope = pb.SearchPart(array=number, offset=offset).SerializeToString()
-                yield b"".join((envelope, bytes((DATA_TAG,)), _varint(len(chunk)), chunk))
-
-    def _first(self, *, with_data: bool) -> pb.SearchPart:
-        part = pb.SearchPart()
-        answer = part.answer
-        answer.next_sequences.extend(self._next_sequences)
-        answer.ids.first_ids.extend(self._ids.first_ids)
-        places = {
-            pb.SEARCH_ARRAY_SCORES: answer.scores,
-            pb.SEARCH_ARRAY_IDS: answer.ids.offsets,
-            pb.SEARCH_ARRAY_KEYS: answer.keys,
-            pb.SEARCH_ARRAY_VALUES: answer.values,
-        }
-        for number, (array, dtype) in self._arrays.items():
-            tensor = places[number]
-            tensor.dtype = dtype
-            tensor.shape.extend(array.shape)
-            if with_data:
-                tensor.data = array.tobytes()
+        Raises:
+            RecollectError: The search's.
+        """
+        part, tensor_of = self._header()
+        for number, array in self._found():
+            tensor_of[number].data = little_endian(array).tobytes()
+        data: dict[Array, list[memoryview]] = {}
+        async for chunk in self._fetching.chunks(self._search):
+            data.setdefault(chunk.array, []).append(memoryview(chunk.part)[chunk.data_at :])
+        for number, pieces in data.items():
+            tensor_of[number].data = b"".join(pieces)
         return part
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """All of it in serialized parts, as it comes. Who closes it gives the search up.
+
+        Raises:
+            RecollectError: The search's.
+        """
+        try:
+            if self._size_bytes() <= CHUNK_BYTES:
+                yield (await self.whole()).SerializeToString()
+                return
+            part, _ = self._header()
+            yield part.SerializeToString()
+            for number, array in self._found():
+                elements, size = array.reshape(-1), CHUNK_BYTES // array.itemsize
+                for first in range(0, elements.size, size):
+                    yield Chunk.of(number, first * array.itemsize, elements[first : first + size]).part
+            async for chunk in self._fetching.chunks(self._search):
+                yield chunk.part
+        finally:
+            self._search.cancel()
+            del self._search  # what it raises holds this frame
+
+    def _found(self) -> Iterator[tuple[Array, npt.NDArray[np.generic]]]:
+        yield pb.SEARCH_ARRAY_SCORES, self._begun.found.scores
+        yield pb.SEARCH_ARRAY_IDS, self._ids.offsets
+
+    def _size_bytes(self) -> int:
+        coming = sum(each.size_bytes for each in self._begun.coming.values())
+        return coming + sum(array.nbytes for _, array in self._found())
+
+    def _header(self) -> tuple[pb.SearchPart, dict[Array, pb.Tensor]]:
+        """The answer without data, and the tensors of it."""
+        part = pb.SearchPart()
+        answer, found = part.answer, self._begun.found
+        answer.next_sequences.extend(found.next_sequences)
+        answer.ids.first_ids.extend(self._ids.first_ids)
+        shapes = {
+            pb.SEARCH_ARRAY_SCORES: (answer.scores, pb.DTYPE_FLOAT32, found.scores.shape),
+            pb.SEARCH_ARRAY_IDS: (answer.ids.offsets, pb.DTYPE_INT32, found.ids.shape),
+        }
+        places = {pb.SEARCH_ARRAY_KEYS: answer.keys, pb.SEARCH_ARRAY_VALUES: answer.values}
+        for number, coming in self._begun.coming.items():
+            shapes[number] = (places[number], tensors.WIRE_DTYPES[coming.dtype], coming.shape)
+        for tensor, dtype, shape in shapes.values():
+            tensor.dtype = dtype
+            tensor.shape.extend(shape)
+        return part, {number: tensor for number, (tensor, _, _) in shapes.items()}
 
 
 def answer_in(room: Room, found: Found) -> pb.SearchResponse:
@@ -93,12 +111,3 @@ def answer_in(room: Room, found: Found) -> pb.SearchResponse:
         values=values,
         next_sequences=found.next_sequences,
     )
-
-
-def _varint(number: int) -> bytes:
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)

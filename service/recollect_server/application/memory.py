@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -29,11 +31,11 @@ from recollect_server.application.room import require_room
 from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.bank import Bank, attend_rows
-from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
+from recollect_server.domain.errors import InvalidArgumentError, RecollectError, SequenceNotReachedError
 from recollect_server.domain.eviction import Everything
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
-from recollect_server.domain.ports import Clock
+from recollect_server.domain.ports import Clock, Growth
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 
@@ -81,28 +83,42 @@ class Memory:
             spec=memory.spec,
             limits=self._limits,
         )
-        yield written_work(command) + work.moved(self._grown_bytes(memory, command, lengths))
-        return self._memories.answered.once(
-            namespace.record.tenant,
-            command.request_id,
-            uid=namespace.record.uid,
-            call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
-            answer_type=Added,
-            work=lambda: self._add(namespace, memory, command, lengths),
-            rows=len(command.streams),
-        )
+        growths: dict[int, Growth] = {}
+        with ExitStack() as unused:
+            for row, bank in self._growing(namespace, memory, command, lengths):
+                growths[row] = yield from bank.growing(lengths[row])
+                unused.callback(growths[row].drop)
+            yield written_work(command)
+            return self._memories.answered.once(
+                namespace.record.tenant,
+                command.request_id,
+                uid=namespace.record.uid,
+                call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
+                answer_type=Added,
+                work=lambda: self._add(namespace, memory, command, lengths, growths),
+                rows=len(command.streams),
+            )
 
-    def _grown_bytes(self, memory: NamespaceMemory, command: Add, lengths: list[int]) -> int:
-        """Bytes of the larger buffers that the entries of rows have to move to."""
-        banks = (memory.bank(stream, command.layer, missing_ok=True) for stream in command.streams)
+    def _growing(
+        self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]
+    ) -> list[tuple[int, Bank]]:
+        """Rows whose entries have to move to larger buffers, if an add is to be stored; and their banks."""
         growing = [
-            bank.bytes_for(length)
-            for bank, length in zip(banks, lengths, strict=True)
-            if bank is not None and bank.bytes_for(length) > bank.allocated_bytes
+            (row, bank)
+            for row, (stream, length) in enumerate(zip(command.streams, lengths, strict=True))
+            if (bank := memory.bank(stream, command.layer, missing_ok=True)) is not None
+            and bank.bytes_for(length) > bank.allocated_bytes
         ]
-        return sum(growing)
+        if growing:
+            try:
+                self._banks_with_room(namespace, memory, command, lengths)
+            except RecollectError:  # it will be refused, unless it has been stored already
+                return []
+        return growing
 
-    def _add(self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]) -> Added:
+    def _banks_with_room(
+        self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]
+    ) -> list[Bank]:
         banks = [
             memory.bank(stream, command.layer, missing_ok=True) or memory.new_bank(command.layer)
             for stream in command.streams
@@ -117,6 +133,17 @@ class Memory:
             quotas=namespace.quotas,
             limits=self._limits,
         )
+        return banks
+
+    def _add(
+        self,
+        namespace: Namespace,
+        memory: NamespaceMemory,
+        command: Add,
+        lengths: list[int],
+        growths: Mapping[int, Growth],
+    ) -> Added:
+        banks = self._banks_with_room(namespace, memory, command, lengths)
         # From here on nothing can be refused: the call is stored whole.
         first_ids = tuple(bank.ring.next_sequence for bank in banks)
         evicted = 0
@@ -125,7 +152,7 @@ class Memory:
             memory.adopt(stream, command.layer, bank)
             keys = DenseArray(command.keys.raw[row, :, :length], command.keys.dtype)
             values = DenseArray(command.values.raw[row, :, :length], command.values.dtype)
-            evicted += bank.add(keys, values, now_s=now_s)
+            evicted += bank.add(keys, values, now_s=now_s, growth=growths.get(row))
         next_sequences = tuple(bank.ring.next_sequence for bank in banks)
         return Added(first_ids=first_ids, next_sequences=next_sequences, evicted=evicted)
 

@@ -65,6 +65,18 @@ class IndexState:
     reason: str = ""
 
 
+class Growth(Protocol):
+    """Larger buffers that a store has copied its entries to, and does not use yet."""
+
+    def take(self) -> None:
+        """The store goes over to them, and zeroes those it had. Nothing was written to it since."""
+        ...
+
+    def drop(self) -> None:
+        """Zeroes them, unless they were taken."""
+        ...
+
+
 class Store(Protocol):
     """Keys and values of one bank, on one device. Slots are the `Ring`'s; a store knows no ids.
 
@@ -72,8 +84,8 @@ class Store(Protocol):
     thread-safe: one dispatcher owns each device.
     """
 
-    def grow(self, allocated: int, live: Sequence[slice]) -> None:
-        """Moves the `live` slots, in order, to the front of a larger buffer; zeroes the old one."""
+    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[Growth]:
+        """Copies the `live` slots, in order, to the front of larger buffers."""
         ...
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:

@@ -15,6 +15,9 @@ GATHERED = 32
 MOVED = 12
 """Of a byte that is checked, copied or zeroed."""
 
+NEW = 4
+"""Times as much takes a byte that is copied to new memory, which the system clears first."""
+
 BANK = 10_000
 """Of a bank whose entries are looked through for those that go."""
 
@@ -30,6 +33,11 @@ def searched(queries: int, entries: int, dim: int) -> int:
 def gathered(pairs: int, dim: int) -> int:
     """To fetch `pairs` rows of `dim` elements from anywhere, and to weigh them."""
     return GATHERED * pairs * dim
+
+
+def moved_to_new(size_bytes: int) -> int:
+    """To copy so many bytes to memory that was not used yet."""
+    return NEW * MOVED * size_bytes
 
 
 def moved(size_bytes: int) -> int:

@@ -20,6 +20,7 @@ from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
 from recollect_server.engine.kernel_lists import Lists
 from recollect_server.engine.kernels import address, library
+from recollect_server.engine.zeroing import zero
 
 DIM_MIN = 256
 """Smaller keys are read as fast as their codes (measured)."""
@@ -125,13 +126,14 @@ class Codes:
 
     def clear(self) -> None:
         """Zeroes what was made of keys."""
-        self._rows.fill(0)
+        zero(self._rows)
 
-    def moved(self, order: Int64, slots: int) -> None:
-        """The entries of slots `order` lie from slot 0 on now, in a buffer of `slots`."""
-        rows = _rows(slots, self._centroids.shape[1])
-        rows[: order.size] = self._rows[order]
-        self._rows.fill(0)
+    def moved(self, order: Int64 | None, slots: int) -> None:
+        """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
+        rows, before = _rows(slots, self._centroids.shape[1]), self._rows
+        moved = before if order is None else before[order]
+        rows[: len(moved)] = moved
+        zero(self._rows)
         self._rows = rows
 
     def put(self, first_slot: int, assigned: Int64, keys: Raw, dtype: Dtype) -> None:

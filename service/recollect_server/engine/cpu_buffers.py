@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import numpy as np
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import LINE_BYTES, RAW_TYPES, DenseArray, Int64, Raw, dtype_in, to_float32
+from recollect_server.domain.ports import Growth
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.steps import Steps
+from recollect_server.engine.zeroing import zero
 
 
 class CpuBuffers:
@@ -21,10 +26,26 @@ class CpuBuffers:
         self._keys = _zeros(spec, 0, spec.key_dim)
         self._values = _zeros(spec, 0, spec.value_dim)
 
-    def grow(self, allocated: int, live: Sequence[slice]) -> None:
-        """See `Store.grow`."""
-        self._keys = _moved(self._keys, _zeros(self._spec, allocated, self._spec.key_dim), live)
-        self._values = _moved(self._values, _zeros(self._spec, allocated, self._spec.value_dim), live)
+    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[Growth]:
+        """See `Store.growing`."""
+        dims = self._spec.key_dim, self._spec.value_dim
+        keys, values = (_zeros(self._spec, allocated, dim) for dim in dims)
+        growth = Larger(keys, values, take=partial(self._go_over, keys, values, live))
+        try:
+            left = yield 0
+            for old, new in ((self._keys, keys), (self._values, values)):
+                left = yield from _copy(old, new, live, left)
+        except BaseException:
+            growth.drop()
+            raise
+        return growth
+
+    def _go_over(self, keys: Raw, values: Raw, live: Sequence[slice]) -> None:
+        """To larger buffers, where what was in `live` slots lies from the first one on."""
+        del live
+        for old in (self._keys, self._values):
+            zero(old)
+        self._keys, self._values = keys, values
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""
@@ -41,8 +62,8 @@ class CpuBuffers:
 
     def clear(self) -> None:
         """See `Store.clear`."""
-        self._keys.fill(0)
-        self._values.fill(0)
+        zero(self._keys)
+        zero(self._values)
         self._keys = _zeros(self._spec, 0, self._spec.key_dim)
         self._values = _zeros(self._spec, 0, self._spec.value_dim)
 
@@ -79,11 +100,39 @@ def _zeros(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
     return memory[first : first + size_bytes].view(dtype).reshape(spec.heads, slots, dim)
 
 
-def _moved(old: Raw, new: Raw, live: Sequence[slice]) -> Raw:
-    first = 0
+class Larger:
+    """Buffers that entries have been copied to. Implements `Growth`.
+
+    Args:
+        keys: [Hkv, slots, Dk].
+        values: [Hkv, slots, Dv].
+        take: Has the store go over to them.
+    """
+
+    def __init__(self, keys: Raw, values: Raw, *, take: Callable[[], None]) -> None:
+        self._buffers: tuple[Raw, ...] = (keys, values)
+        self._take = take
+
+    def take(self) -> None:
+        """See `Growth`."""
+        self._buffers = ()
+        self._take()
+
+    def drop(self) -> None:
+        """See `Growth`."""
+        for buffer in self._buffers:
+            zero(buffer)
+        self._buffers = ()
+
+
+def _copy(old: Raw, new: Raw, live: Sequence[slice], left: int) -> Generator[int, int, int]:
+    """Slots of buffers [Hkv, slots, D], some at a time; returns what the next step may take."""
+    first, each = 0, work.moved_to_new(old.shape[0] * old.shape[2] * old.itemsize)
     for segment in live:
-        size = segment.stop - segment.start
-        new[:, first : first + size] = old[:, segment]
-        first += size
-    old.fill(0)
-    return new
+        at = segment.start
+        while at < segment.stop:
+            size = min(segment.stop - at, max(1, left // each))
+            new[:, first : first + size] = old[:, at : at + size]
+            at, first = at + size, first + size
+            left = yield size * each
+    return left

@@ -102,14 +102,17 @@ class InvertedFile:
         self.pending.add(slots)
         self.written += slots.stop - slots.start
 
-    def moved(self, order: Int64, slots: int) -> None:
-        """The entries of slots `order` lie from slot 0 on now, in a buffer of `slots`."""
+    def moved(self, order: Int64 | None, slots: int) -> None:
+        """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
+        if self._codes is not None:
+            self._codes.moved(order, slots)
+        if order is None:
+            self._lists.extend(slots)
+            return
         lists = Lists(len(self.centroids), slots)
         assigned = self._lists.of_slots()[order].astype(np.int64)
         lists.put(0, assigned)
         self._lists, self.pending = lists, Ranges()
-        if self._codes is not None:
-            self._codes.moved(order, slots)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], assigned < 0, [0]]).astype(np.int8)))
         for first, last in edges.reshape(-1, 2).tolist():
             self.pending.add(slice(first, last))

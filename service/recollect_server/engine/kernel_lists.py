@@ -51,6 +51,11 @@ class Lists:
         size: int = library().rc_lists_bytes(self.handle)
         return size
 
+    def extend(self, slots: int) -> None:
+        """There are so many slots now, more than there were; new ones are in no list."""
+        self.slots = slots
+        library().rc_lists_extend(self.handle, slots)
+
     def put(self, first_slot: int, assigned: Int64) -> None:
         """Puts slots from `first_slot` on into lists `assigned` [n], out of those they were in; -1: none."""
         library().rc_lists_put(self.handle, first_slot, assigned.size, address(assigned))

@@ -60,13 +60,15 @@ class KernelStore(CpuBuffers):
         """See `Store.index_bytes`."""
         return 0 if self._index is None else self._index.bytes
 
-    def grow(self, allocated: int, live: Sequence[slice]) -> None:
-        """See `Store.grow`."""
-        super().grow(allocated, live)
-        if self._index is not None and self._index.has_files:
-            # Where nothing is live too: the lists have to know of the slots that there are now.
-            slots = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
-            self._index.moved(np.concatenate(slots), allocated)
+    def _go_over(self, keys: Raw, values: Raw, live: Sequence[slice]) -> None:
+        """See `CpuBuffers`."""
+        super()._go_over(keys, values, live)
+        if self._index is None or not self._index.has_files:
+            return
+        # Where nothing is live too: the lists have to know of the slots that there are now.
+        slots = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
+        stay = [part.start for part in live] == [0]  # as a rule: nothing has left yet
+        self._index.moved(None if stay else np.concatenate(slots), keys.shape[1])
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""

@@ -84,6 +84,7 @@ def library() -> ctypes.CDLL:
         "rc_gather_wide": (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p),
         "rc_accumulate": (*2 * pointers, c_int64, c_int32, *2 * pointers),
         "rc_lists_free": pointers,
+        "rc_lists_extend": (*pointers, *counts),
         "rc_lists_put": (*pointers, *2 * counts, *pointers),
         "rc_lists_sizes": 2 * pointers,
         "rc_lists_of": 2 * pointers,

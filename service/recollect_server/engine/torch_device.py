@@ -6,7 +6,8 @@ is no GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, dtype_in
-from recollect_server.domain.ports import Attention, Hits, IndexState
+from recollect_server.domain.ports import Attention, Growth, Hits, IndexState
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
@@ -76,6 +77,20 @@ class TorchDevice:
         return TorchStore(spec, self._device, self._choice, index=rule)
 
 
+class AtOnce:
+    """Buffers that are made when they are taken. Implements `Growth`."""
+
+    def __init__(self, take: Callable[[], None]) -> None:
+        self._take = take
+
+    def take(self) -> None:
+        """See `Growth`."""
+        self._take()
+
+    def drop(self) -> None:
+        """See `Growth`."""
+
+
 class TorchStore(NoUpkeep, RowByRow):
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
@@ -91,8 +106,12 @@ class TorchStore(NoUpkeep, RowByRow):
         self._keys = self._zeros(0, spec.key_dim)
         self._values = self._zeros(0, spec.value_dim)
 
-    def grow(self, allocated: int, live: Sequence[slice]) -> None:
-        """See `Store.grow`."""
+    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[Growth]:
+        """See `Store.growing`. A GPU copies a gigabyte in a millisecond: it does so when they are taken."""
+        yield 0
+        return AtOnce(partial(self._grow, allocated, live))
+
+    def _grow(self, allocated: int, live: Sequence[slice]) -> None:
         self._index.moved(_places(live, self._device), allocated)
         self._keys = _moved(self._keys, self._zeros(allocated, self._spec.key_dim), live)
         self._values = _moved(self._values, self._zeros(allocated, self._spec.value_dim), live)

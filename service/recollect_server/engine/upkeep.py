@@ -170,9 +170,9 @@ class Index:
             file.wrote(slots)
         self._written = [before + slots.stop - slots.start for before in self._written]
 
-    def moved(self, order: Int64, slots: int) -> None:
-        """The entries of slots `order` lie from slot 0 on now, in a buffer of `slots`."""
-        self._moves += 1
+    def moved(self, order: Int64 | None, slots: int) -> None:
+        """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
+        self._moves += order is not None
         for file in self._all_files():
             file.moved(order, slots)
         self._count()

@@ -139,11 +139,13 @@ def test_evicting_everything_and_beginning_anew(more: int) -> None:
     assert bank.check(bank.draw(made, 200)) >= 0.95 - SAMPLED
 
 
-def test_growth() -> None:
+@pytest.mark.parametrize("gone", [0, 300])
+def test_growth(gone: int) -> None:
     """Lists name the slots that entries had in a smaller buffer, or stay as few as they were."""
     made, bank = Mixture(), IndexedBank(20_000)
     bank.add(bank.draw(made, 2000))
     bank.trained(made)
+    bank.evict(Oldest(gone))  # then those that stay move to the front
     lists = bank.bank.index_state.lists
     for count in (100, 3000, 6000):
         bank.add(bank.draw(made, count))
@@ -295,7 +297,7 @@ def test_memory_of_an_entry() -> None:
     keys = centres[rng.integers(200, size=entries)][None] + np.float32(0.2)
     keys += 0.2 * rng.standard_normal(keys.shape, dtype=np.float32)
     store = KernelStore(spec)
-    store.grow(entries, [])
+    run_through(store.growing(entries, [])).take()
     values = np.zeros((1, entries, 1), np.float32)
     whole = slice(0, entries)
     store.write([Write(whole, whole)], *(from_float32(a, Dtype.FLOAT32) for a in (keys, values)))

@@ -18,6 +18,19 @@ def normal(rng: np.random.Generator, *shape: int, dtype: Dtype = Dtype.FLOAT32) 
     return from_float32(rng.standard_normal(shape).astype(np.float32), dtype)
 
 
+@pytest.mark.parametrize("lists", [45, 70_000])
+def test_lists_know_of_more_slots(lists: int) -> None:
+    """Entries of a bank that has grown are in other lists than before, or new ones in one already."""
+    rng = np.random.default_rng(0)
+    held, assigned = Lists(lists, 300), rng.integers(-1, lists, size=300)
+    held.put(0, assigned)
+    held.extend(500)
+    np.testing.assert_array_equal(held.of_slots(), np.r_[assigned, np.full(200, -1)])
+    held.put(300, np.full(200, 7))
+    np.testing.assert_array_equal(held.of_slots(), np.r_[assigned, np.full(200, 7)])
+    assert held.sizes()[7] == 200 + (assigned == 7).sum()
+
+
 class Case:
     """Keys in lists of random centroids, some of them written anew, and some in none."""
 

@@ -24,6 +24,10 @@ class ListOfSlot {
         if (!wide_.empty()) wide_[slot] = list;
         else narrow_[slot] = static_cast<uint16_t>(list);  // -1 is NONE
     }
+    void extend(int64_t slots) {
+        if (!wide_.empty()) wide_.resize(slots, -1);
+        else narrow_.resize(slots, NONE);
+    }
     size_t size() const { return wide_.size() + narrow_.size(); }
     int64_t bytes() const { return static_cast<int64_t>(wide_.capacity() * 4 + narrow_.capacity() * 2); }
 

@@ -90,6 +90,8 @@ struct RcLists;
 
 RcLists* rc_lists_new(int32_t lists, int64_t slots);
 void rc_lists_free(RcLists* lists);
+// There are `slots` now; new ones are in no list.
+void rc_lists_extend(RcLists* lists, int64_t slots);
 // Puts slots begin .. begin + n into lists `assigned` [n], each taken out of the one it was in; -1: into none.
 void rc_lists_put(RcLists* lists, int64_t begin, int64_t n, const int64_t* assigned);
 // Bytes held, sizes of the lists [lists], and the list of each slot [slots].

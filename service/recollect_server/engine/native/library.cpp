@@ -433,6 +433,8 @@ RcLists* rc_lists_new(int32_t lists, int64_t slots) {
 
 void rc_lists_free(RcLists* lists) { delete lists; }
 
+void rc_lists_extend(RcLists* lists, int64_t slots) { lists->of_slot.extend(slots); }
+
 static void take_out(RcLists::List& list, int32_t slot) {
     // The oldest leaves first, as a rule; a slot that is written anew out of turn may be anywhere.
     auto& slots = list.slots;

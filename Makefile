@@ -121,6 +121,10 @@ bench-gpu: $(DEV_STAMP)  ## attention and search on a GPU, against the card's li
 bench-fairness: $(DEV_STAMP)  ## a tenant's small calls beside another's flood (5 minutes)
 	@$(PY) -m tests.benchmarks.fairness $(ARGS)
 
+.PHONY: bench-growth
+bench-growth: $(DEV_STAMP)  ## a tenant's small calls while another's bank outgrows its buffers (half a minute)
+	@$(PY) -m tests.benchmarks.growth $(ARGS)
+
 .PHONY: bench-overload
 bench-overload: $(DEV_STAMP)  ## ten times what the server can do, for a minute
 	@$(PY) -m tests.benchmarks.overload $(ARGS)

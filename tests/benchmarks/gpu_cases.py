@@ -274,7 +274,7 @@ class Bench:
     def _filled(self, spec: NamespaceSpec, keys: Tensor) -> TorchStore:
         """A store with these keys [Hkv, N, D]; a value is the beginning of its key."""
         store = self._engine.store(spec)
-        run_through(store.growing(keys.shape[1], [])).take()
+        run_through(store.growing(keys.shape[1], []))
         for first in range(0, keys.shape[1], WRITTEN_ROWS):
             block = keys[:, first : first + WRITTEN_ROWS]
             size = block.shape[1]

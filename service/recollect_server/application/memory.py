@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,7 +34,7 @@ from recollect_server.domain.errors import InvalidArgumentError, RecollectError,
 from recollect_server.domain.eviction import Everything
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
-from recollect_server.domain.ports import Clock, Growth
+from recollect_server.domain.ports import Clock
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 
@@ -83,67 +82,23 @@ class Memory:
             spec=memory.spec,
             limits=self._limits,
         )
-        growths: dict[int, Growth] = {}
-        with ExitStack() as unused:
-            for row, bank in self._growing(namespace, memory, command, lengths):
-                growths[row] = yield from bank.growing(lengths[row])
-                unused.callback(growths[row].drop)
-            yield written_work(command)
-            return self._memories.answered.once(
-                namespace.record.tenant,
-                command.request_id,
-                uid=namespace.record.uid,
-                call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
-                answer_type=Added,
-                work=lambda: self._add(namespace, memory, command, lengths, growths),
-                rows=len(command.streams),
-            )
+        yield written_work(command)
+        return self._memories.answered.once(
+            namespace.record.tenant,
+            command.request_id,
+            uid=namespace.record.uid,
+            call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
+            answer_type=Added,
+            work=lambda: self._add(namespace, memory, command, lengths),
+            rows=len(command.streams),
+        )
 
-    def _growing(
-        self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]
-    ) -> list[tuple[int, Bank]]:
-        """Rows whose entries have to move to larger buffers, if an add is to be stored; and their banks."""
-        growing = [
-            (row, bank)
-            for row, (stream, length) in enumerate(zip(command.streams, lengths, strict=True))
-            if (bank := memory.bank(stream, command.layer, missing_ok=True)) is not None
-            and bank.bytes_for(length) > bank.allocated_bytes
-        ]
-        if growing:
-            try:
-                self._banks_with_room(namespace, memory, command, lengths)
-            except RecollectError:  # it will be refused, unless it has been stored already
-                return []
-        return growing
-
-    def _banks_with_room(
-        self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]
-    ) -> list[Bank]:
+    def _add(self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]) -> Added:
         banks = [
             memory.bank(stream, command.layer, missing_ok=True) or memory.new_bank(command.layer)
             for stream in command.streams
         ]
-        require_room(
-            self._memories,
-            memory,
-            self._memories.usage(namespace.record.tenant),
-            streams=command.streams,
-            banks=banks,
-            lengths=lengths,
-            quotas=namespace.quotas,
-            limits=self._limits,
-        )
-        return banks
-
-    def _add(
-        self,
-        namespace: Namespace,
-        memory: NamespaceMemory,
-        command: Add,
-        lengths: list[int],
-        growths: Mapping[int, Growth],
-    ) -> Added:
-        banks = self._banks_with_room(namespace, memory, command, lengths)
+        self._require_room(namespace, memory, command.streams, banks, lengths)
         # From here on nothing can be refused: the call is stored whole.
         first_ids = tuple(bank.ring.next_sequence for bank in banks)
         evicted = 0
@@ -152,9 +107,66 @@ class Memory:
             memory.adopt(stream, command.layer, bank)
             keys = DenseArray(command.keys.raw[row, :, :length], command.keys.dtype)
             values = DenseArray(command.values.raw[row, :, :length], command.values.dtype)
-            evicted += bank.add(keys, values, now_s=now_s, growth=growths.get(row))
+            evicted += bank.add(keys, values, now_s=now_s)
         next_sequences = tuple(bank.ring.next_sequence for bank in banks)
         return Added(first_ids=first_ids, next_sequences=next_sequences, evicted=evicted)
+
+    def _require_room(
+        self,
+        namespace: Namespace,
+        memory: NamespaceMemory,
+        streams: Sequence[str],
+        banks: Sequence[Bank],
+        lengths: Sequence[int],
+    ) -> None:
+        require_room(
+            self._memories,
+            memory,
+            self._memories.usage(namespace.record.tenant),
+            streams=streams,
+            banks=banks,
+            lengths=lengths,
+            quotas=namespace.quotas,
+            limits=self._limits,
+        )
+
+    def growing(self, namespace: Namespace, command: Command) -> Steps[None] | None:
+        """What is to be done before an add: banks that it outgrows move to larger buffers; None: nothing.
+
+        Not a part of the add, which may be given up at a pause: then a caller with little time would have
+        them begin anew each time, and never be done. From any thread.
+        """
+        if not isinstance(command, Add):
+            return None
+        outgrown = self._outgrown(namespace, command)
+        return self._grow(namespace, command) if outgrown else None
+
+    def _grow(self, namespace: Namespace, command: Add) -> Steps[None]:
+        yield 0
+        for stream, bank, tokens in self._outgrown(namespace, command):
+            memory = self._memory(namespace, command.layer)
+            try:
+                self._require_room(namespace, memory, [stream], [bank], [tokens])
+            except RecollectError:  # the add will be refused, unless it has been stored before
+                return
+            yield from bank.growing(tokens)
+
+    def _outgrown(self, namespace: Namespace, command: Add) -> list[tuple[str, Bank, int]]:
+        """Streams whose banks are too small for an add, and for how many tokens; none of a wrong one."""
+        memory, spec, streams = self._memories.peek(namespace.record), namespace.record.spec, command.streams
+        if memory is None or not 0 < len(streams) <= self._limits.rows_max or command.keys.raw.ndim != 4:
+            return []
+        tokens = command.keys.shape[2]
+        lengths = command.lengths or (tokens,) * len(streams)
+        is_right = command.keys.shape == (len(lengths), spec.heads, tokens, spec.key_dim)
+        if not is_right or len(lengths) != len(streams) or not all(0 <= each <= tokens for each in lengths):
+            return []
+        held = ((stream, memory.bank(stream, command.layer, missing_ok=True)) for stream in streams)
+        return [
+            (stream, bank, length)
+            for (stream, bank), length in zip(held, lengths, strict=True)
+            if bank is not None and bank.bytes_for(length) > bank.allocated_bytes
+        ]
 
     def search(self, namespace: Namespace, command: Search) -> Steps[Found]:
         """The top_k entries of each query, in float32 scores; pairs where asked for.

@@ -9,7 +9,7 @@ import numpy as np
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.errors import StaleEntryError
 from recollect_server.domain.eviction import Oldest, Selector, condemned, is_prefix
-from recollect_server.domain.ports import Attention, Growth, Hits, IndexState, Store
+from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Ring
 from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.domain.steps import Steps, run_through
@@ -49,26 +49,28 @@ class Bank:
         """How many entries there will be once `tokens` more are added."""
         return min(self.spec.capacity, self.ring.count + tokens)
 
-    def growing(self, tokens: int) -> Steps[Growth]:
-        """What `add` takes where `tokens` more entries need larger buffers; copied a little at a time."""
-        return self._store.growing(self.ring.allocation_for(tokens), self.ring.segments())
+    def growing(self, tokens: int) -> Steps[None]:
+        """Moves to larger buffers, if `tokens` more entries need them: copies to them a little at a time."""
+        allocated = self.ring.allocation_for(tokens)
+        more_bytes = (allocated - self.ring.allocated) * self.spec.entry_bytes
+        if not more_bytes:
+            yield 0
+            return
+        self._usage.change(allocated_bytes=more_bytes)  # others that grow meanwhile cannot have them, too
+        try:
+            yield from self._store.growing(allocated, self.ring.segments())
+        except BaseException:
+            self._usage.change(allocated_bytes=-more_bytes)
+            raise
+        self.ring.grow(allocated)
 
-    def add(self, keys: DenseArray, values: DenseArray, *, now_s: float, growth: Growth | None = None) -> int:
+    def add(self, keys: DenseArray, values: DenseArray, *, now_s: float) -> int:
         """Appends keys [Hkv, T, Dk] and values [Hkv, T, Dv]; returns how many entries made room.
 
-        Args:
-            keys: Of the stored dtype.
-            values: The same.
-            now_s: When.
-            growth: For as many tokens, as the bank is; None: buffers grow now, at once.
+        Where they need larger buffers and nobody had the bank grow before, it does so now, at once.
         """
         tokens, before = keys.shape[1], self.ring.count
-        allocated = self.ring.allocation_for(tokens)
-        if allocated > self.ring.allocated:
-            more_bytes = (allocated - self.ring.allocated) * self.spec.entry_bytes
-            (growth or run_through(self.growing(tokens))).take()
-            self.ring.grow(allocated)
-            self._usage.change(allocated_bytes=more_bytes)
+        run_through(self.growing(tokens))
         writes, evicted = self.ring.push(tokens, second=int(now_s))
         self._store.write(writes, keys, values)
         self._usage.change(entries=self.ring.count - before)

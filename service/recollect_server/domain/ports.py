@@ -65,18 +65,6 @@ class IndexState:
     reason: str = ""
 
 
-class Growth(Protocol):
-    """Larger buffers that a store has copied its entries to, and does not use yet."""
-
-    def take(self) -> None:
-        """The store goes over to them, and zeroes those it had. Nothing was written to it since."""
-        ...
-
-    def drop(self) -> None:
-        """Zeroes them, unless they were taken."""
-        ...
-
-
 class Store(Protocol):
     """Keys and values of one bank, on one device. Slots are the `Ring`'s; a store knows no ids.
 
@@ -84,8 +72,12 @@ class Store(Protocol):
     thread-safe: one dispatcher owns each device.
     """
 
-    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[Growth]:
-        """Copies the `live` slots, in order, to the front of larger buffers."""
+    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
+        """Moves the `live` slots, in order, to the front of larger buffers; zeroes the old ones.
+
+        They are copied a little at a time; the store goes over to them in the last step. Closed before, it
+        is as it was, and nothing is left of the copies.
+        """
         ...
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from functools import partial
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from recollect_server.domain import work
 from recollect_server.domain.arrays import LINE_BYTES, RAW_TYPES, DenseArray, Int64, Raw, dtype_in, to_float32
-from recollect_server.domain.ports import Growth
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.domain.steps import Steps
@@ -26,19 +24,19 @@ class CpuBuffers:
         self._keys = _zeros(spec, 0, spec.key_dim)
         self._values = _zeros(spec, 0, spec.value_dim)
 
-    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[Growth]:
+    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
         """See `Store.growing`."""
         dims = self._spec.key_dim, self._spec.value_dim
         keys, values = (_zeros(self._spec, allocated, dim) for dim in dims)
-        growth = Larger(keys, values, take=partial(self._go_over, keys, values, live))
         try:
             left = yield 0
             for old, new in ((self._keys, keys), (self._values, values)):
                 left = yield from _copy(old, new, live, left)
         except BaseException:
-            growth.drop()
+            zero(keys)
+            zero(values)
             raise
-        return growth
+        self._go_over(keys, values, live)
 
     def _go_over(self, keys: Raw, values: Raw, live: Sequence[slice]) -> None:
         """To larger buffers, where what was in `live` slots lies from the first one on."""
@@ -98,31 +96,6 @@ def _zeros(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
     memory = np.zeros(size_bytes + LINE_BYTES, dtype=np.uint8)
     first = -memory.ctypes.data % LINE_BYTES
     return memory[first : first + size_bytes].view(dtype).reshape(spec.heads, slots, dim)
-
-
-class Larger:
-    """Buffers that entries have been copied to. Implements `Growth`.
-
-    Args:
-        keys: [Hkv, slots, Dk].
-        values: [Hkv, slots, Dv].
-        take: Has the store go over to them.
-    """
-
-    def __init__(self, keys: Raw, values: Raw, *, take: Callable[[], None]) -> None:
-        self._buffers: tuple[Raw, ...] = (keys, values)
-        self._take = take
-
-    def take(self) -> None:
-        """See `Growth`."""
-        self._buffers = ()
-        self._take()
-
-    def drop(self) -> None:
-        """See `Growth`."""
-        for buffer in self._buffers:
-            zero(buffer)
-        self._buffers = ()
 
 
 def _copy(old: Raw, new: Raw, live: Sequence[slice], left: int) -> Generator[int, int, int]:

@@ -6,8 +6,7 @@ is no GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, dtype_in
-from recollect_server.domain.ports import Attention, Growth, Hits, IndexState
+from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
@@ -77,20 +76,6 @@ class TorchDevice:
         return TorchStore(spec, self._device, self._choice, index=rule)
 
 
-class AtOnce:
-    """Buffers that are made when they are taken. Implements `Growth`."""
-
-    def __init__(self, take: Callable[[], None]) -> None:
-        self._take = take
-
-    def take(self) -> None:
-        """See `Growth`."""
-        self._take()
-
-    def drop(self) -> None:
-        """See `Growth`."""
-
-
 class TorchStore(NoUpkeep, RowByRow):
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
@@ -106,12 +91,9 @@ class TorchStore(NoUpkeep, RowByRow):
         self._keys = self._zeros(0, spec.key_dim)
         self._values = self._zeros(0, spec.value_dim)
 
-    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[Growth]:
-        """See `Store.growing`. A GPU copies a gigabyte in a millisecond: it does so when they are taken."""
+    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
+        """See `Store.growing`. A GPU copies a gigabyte in some milliseconds: it does so in one step."""
         yield 0
-        return AtOnce(partial(self._grow, allocated, live))
-
-    def _grow(self, allocated: int, live: Sequence[slice]) -> None:
         self._index.moved(_places(live, self._device), allocated)
         self._keys = _moved(self._keys, self._zeros(allocated, self._spec.key_dim), live)
         self._values = _moved(self._values, self._zeros(allocated, self._spec.value_dim), live)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import cast
+
 import numpy as np
 import pytest
 
+from recollect_server.application.catalog import Catalog
 from recollect_server.application.commands import Add, Added, Namespace
+from recollect_server.application.dispatch import Dispatcher, Job
+from recollect_server.application.turns import Times, Turns
+from recollect_server.application.upkeep import Upkeep
 from recollect_server.domain import work
 from recollect_server.domain.arrays import Raw, from_float32
 from recollect_server.domain.errors import QuotaExceededError
+from recollect_server.domain.identity import Caller
 from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps, run_through
+from recollect_server.domain.telemetry import NoTelemetry
 from recollect_server.domain.tenants import Quotas
 from recollect_server.engine import cpu_buffers
 from recollect_server.engine.cpu import CpuDevice
+from tests.unit.server.shaky_registry import PATIENCE_S, until
 from tests.unit.server.use_cases import Server, steps_of
 
 BIG = NamespaceSpec(layers=(0,), heads=1, key_dim=2, value_dim=2, capacity=200_000, dtype=Dtype.FLOAT32)
@@ -37,19 +50,26 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Raw]:
     return made
 
 
-def adding_to(server: Server, namespace: Namespace, tokens: int, *streams: str) -> Steps[Added]:
-    """An add of some numbers, the same to each."""
+def add(namespace: Namespace, tokens: int, *streams: str) -> Add:
+    """Some numbers, the same for each stream."""
     elements = np.arange(2 * tokens, dtype=np.float32).reshape(1, 1, tokens, 2)
     array = from_float32(np.repeat(elements, len(streams), axis=0), Dtype.FLOAT32)
-    return server.memory.add(namespace, Add("big", 0, streams, array, array))
+    return Add(namespace.record.name, 0, streams, array, array)
 
 
 def full_banks(server: Server, *streams: str) -> Namespace:
     """Banks whose buffers are full."""
     record = NamespaceRecord("one", "big", BIG, created_at_ms=1_000_000, uid="one/big")
     namespace = Namespace(record, server.quotas)
-    run_through(adding_to(server, namespace, HELD, *streams))
+    run_through(server.memory.add(namespace, add(namespace, HELD, *streams)))
     return namespace
+
+
+def growing_for(server: Server, namespace: Namespace, command: Add) -> Steps[None]:
+    """What is done before that add."""
+    growing = server.memory.growing(namespace, command)
+    assert growing is not None
+    return growing
 
 
 def usage(server: Server) -> tuple[int, int]:
@@ -63,9 +83,12 @@ def test_a_bank_grows_a_little_at_a_time(made: list[Raw]) -> None:
     server, budget = Server(), 1_000_000
     namespace = full_banks(server, "a")
     made.clear()
-    steps = steps_of(adding_to(server, namespace, 1, "a"), budget)
+    adding = add(namespace, 1, "a")
+    steps = steps_of(growing_for(server, namespace, adding), budget)
     assert max(steps) <= budget
     assert sum(steps) >= work.moved_to_new(HELD * BIG.entry_bytes)
+    assert server.memory.growing(namespace, adding) is None
+    run_through(server.memory.add(namespace, adding))
     assert len(made) == 2, "keys and values are copied once"
     memory = server.memories.peek(namespace.record)
     held = None if memory is None else memory.bank("a", 0)
@@ -78,24 +101,24 @@ def test_a_bank_grows_a_little_at_a_time(made: list[Raw]) -> None:
     np.testing.assert_array_equal(keys[HELD], [0, 1])
 
 
-@pytest.mark.parametrize("after", [3, 60])
-def test_an_add_that_is_given_up_while_banks_grow_has_done_nothing(after: int, made: list[Raw]) -> None:
-    """Entries are in two buffers, larger ones count though nobody has them, or copies stay in memory."""
+def test_who_ends_while_banks_grow_leaves_nothing_behind(made: list[Raw]) -> None:
+    """Larger buffers count though nobody has them, copies stay in memory, or those before are not kept."""
     server = Server()
     namespace = full_banks(server, "a", "b")
-    before = usage(server)
+    entries, size_bytes = usage(server)
     made.clear()
-    adding = adding_to(server, namespace, 1, "a", "b")
-    next(adding)
-    for _ in range(after):
-        adding.send(1_000_000)
-    assert len(made) == (2 if after == 3 else 4), "after the others the first bank's are whole"
-    assert made[0].any()
-    adding.close()
-    assert not any(array.any() for array in made)
-    assert usage(server) == before
-    run_through(adding_to(server, namespace, 1, "a", "b"))
-    assert usage(server) == (before[0] + 2, before[1] + 2 * HELD * BIG.entry_bytes)
+    growing = growing_for(server, namespace, add(namespace, 1, "a", "b"))
+    next(growing)
+    larger = HELD * BIG.entry_bytes
+    for _ in range(60):
+        growing.send(1_000_000)
+    assert len(made) == 4, "the first bank has its larger buffers"
+    assert usage(server) == (entries, size_bytes + 2 * larger), "others cannot have that memory, too"
+    growing.close()
+    assert not any(array.any() for array in made[2:])
+    assert usage(server) == (entries, size_bytes + larger)
+    run_through(server.memory.add(namespace, add(namespace, 1, "a", "b")))
+    assert usage(server) == (entries + 2, size_bytes + 2 * larger)
 
 
 def test_no_bank_grows_for_an_add_that_is_refused(made: list[Raw]) -> None:
@@ -104,30 +127,93 @@ def test_no_bank_grows_for_an_add_that_is_refused(made: list[Raw]) -> None:
     namespace = full_banks(server, "a")
     before = usage(server)
     made.clear()
+    adding = add(namespace, 1, "a")
+    run_through(growing_for(server, namespace, adding))
     with pytest.raises(QuotaExceededError, match="bytes"):
-        run_through(adding_to(server, namespace, 1, "a"))
+        run_through(server.memory.add(namespace, adding))
     assert not made
     assert usage(server) == before
 
 
-@pytest.mark.parametrize("how", ["dropped", "closed"])
-def test_copies_that_are_not_taken_are_zeroed(how: str, made: list[Raw]) -> None:
-    """What one stream stored stays in memory that another may get, after an add that came to nothing."""
+def test_nothing_is_done_for_a_wrong_add() -> None:
+    """What will be refused has banks grow, or the look at it fails in another way than the add."""
+    server = Server()
+    namespace = full_banks(server, "a")
+    right = add(namespace, 1, "a")
+    flat = from_float32(np.zeros((1, 2), np.float32), Dtype.FLOAT32)
+    for wrong in (
+        replace(right, keys=flat),
+        replace(right, keys=from_float32(np.zeros((1, 1, 1, 3), np.float32), Dtype.FLOAT32)),
+        replace(right, lengths=(1, 1)),
+        replace(right, lengths=(-5,)),
+        replace(right, lengths=(2,)),
+        replace(right, layer=9),
+        replace(right, streams=("a",) * 5000),
+        replace(right, streams=()),
+    ):
+        assert server.memory.growing(namespace, wrong) is None
+
+
+def test_copies_of_who_ends_are_zeroed(made: list[Raw]) -> None:
+    """What one stream stored stays in memory that another may get; or it is not stored any more."""
     spec = NamespaceSpec((0,), HEADS, DIM, DIM, capacity=1200, dtype=Dtype.FLOAT32)
     store, whole = CpuDevice().store(spec), slice(0, 600)
     data = from_float32(np.ones((HEADS, 600, DIM), np.float32), Dtype.FLOAT32)
-    run_through(store.growing(600, [])).take()
+    run_through(store.growing(600, []))
     store.write([Write(whole, whole)], data, data)
     made.clear()
     growing = store.growing(1200, [whole])
-    if how == "closed":
-        next(growing)
-        growing.send(work.moved_to_new(HEADS * DIM * 4 * 100))
-        assert made[0].any()
-        growing.close()
-    else:
-        growth = run_through(growing)
-        assert all(array.any() for array in made)
-        growth.drop()
+    next(growing)
+    growing.send(work.moved_to_new(HEADS * DIM * 4 * 100))
+    assert made[0].any()
+    growing.close()
     assert len(made) == 2
     assert not any(array.any() for array in made)
+    slots = np.tile(np.arange(600), (HEADS, 1, 1))
+    assert (store.keys(slots).float32() == 1).all()
+    assert (store.values(slots).float32() == 1).all()
+
+
+class OneNamespace:
+    """A catalog that has one."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+
+    async def get(self, caller: Caller, name: str) -> Namespace:
+        del caller, name
+        return self._namespace
+
+
+async def test_a_bank_grows_though_the_caller_leaves() -> None:
+    """Who gives an add less time than it takes to copy a bank can try for ever, and never adds again."""
+    server = Server()
+    namespace = full_banks(server, "a")
+    entries, size_bytes = usage(server)
+    dispatcher, may_go = Dispatcher(server.limits), threading.Event()
+
+    def holding() -> Steps[None]:
+        yield 0
+        may_go.wait(PATIENCE_S)
+
+    held = dispatcher.submit(Job("other", holding(), cost=work.CALL, may_run_here=False))
+    upkeep = Upkeep(server.memories, dispatcher, telemetry=NoTelemetry())
+    turns = Turns(
+        cast("Catalog", OneNamespace(namespace)), server.memory, dispatcher=dispatcher, upkeep=upkeep
+    )
+    caller = Caller("one")
+
+    def take() -> Coroutine[None, None, Added]:
+        return turns.take(caller, add(namespace, 1, "a"), server.memory.add, times=Times())
+
+    leaving = asyncio.create_task(take())
+    await until(lambda: "one" in dispatcher.queued())
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    may_go.set()
+    await until(lambda: not dispatcher.queued())
+    assert usage(server) == (entries, size_bytes + HELD * BIG.entry_bytes)
+    assert (await take()).evicted == 0
+    assert usage(server) == (entries + 1, size_bytes + HELD * BIG.entry_bytes)
+    held.result(PATIENCE_S)
+    dispatcher.drain()

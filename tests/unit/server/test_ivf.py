@@ -297,7 +297,7 @@ def test_memory_of_an_entry() -> None:
     keys = centres[rng.integers(200, size=entries)][None] + np.float32(0.2)
     keys += 0.2 * rng.standard_normal(keys.shape, dtype=np.float32)
     store = KernelStore(spec)
-    run_through(store.growing(entries, [])).take()
+    run_through(store.growing(entries, []))
     values = np.zeros((1, entries, 1), np.float32)
     whole = slice(0, entries)
     store.write([Write(whole, whole)], *(from_float32(a, Dtype.FLOAT32) for a in (keys, values)))

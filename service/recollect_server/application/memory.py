@@ -26,7 +26,7 @@ from recollect_server.application.commands import (
 from recollect_server.application.costs import cost_of, evicted_work, written_work
 from recollect_server.application.memories import Memories
 from recollect_server.application.pairs import RowHits, with_pairs
-from recollect_server.application.room import require_room
+from recollect_server.application.room import outgrown, require_room
 from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.bank import Bank, attend_rows
@@ -130,16 +130,18 @@ class Memory:
             limits=self._limits,
         )
 
-    def growing(self, namespace: Namespace, command: Command) -> Steps[None] | None:
-        """What is to be done before an add: banks that it outgrows move to larger buffers; None: nothing.
+    def growing(self, namespace: Namespace, command: Command) -> tuple[Steps[None], int] | None:
+        """What is to be done before an add, and what that costs; None: nothing.
 
-        Not a part of the add, which may be given up at a pause: then a caller with little time would have
-        them begin anew each time, and never be done. From any thread.
+        Banks that it outgrows move to larger buffers. Not as a part of the add, which may be given up at a
+        pause: then a caller with little time would have them begin anew each time, and never be done. From
+        any thread.
         """
         if not isinstance(command, Add):
             return None
-        outgrown = self._outgrown(namespace, command)
-        return self._grow(namespace, command) if outgrown else None
+        growing = self._outgrown(namespace, command)
+        copied_bytes = sum(bank.ring.count for _, bank, _ in growing) * namespace.record.spec.entry_bytes
+        return (self._grow(namespace, command), work.moved_to_new(copied_bytes)) if growing else None
 
     def _grow(self, namespace: Namespace, command: Add) -> Steps[None]:
         yield 0
@@ -152,21 +154,8 @@ class Memory:
             yield from bank.growing(tokens)
 
     def _outgrown(self, namespace: Namespace, command: Add) -> list[tuple[str, Bank, int]]:
-        """Streams whose banks are too small for an add, and for how many tokens; none of a wrong one."""
-        memory, spec, streams = self._memories.peek(namespace.record), namespace.record.spec, command.streams
-        if memory is None or not 0 < len(streams) <= self._limits.rows_max or command.keys.raw.ndim != 4:
-            return []
-        tokens = command.keys.shape[2]
-        lengths = command.lengths or (tokens,) * len(streams)
-        is_right = command.keys.shape == (len(lengths), spec.heads, tokens, spec.key_dim)
-        if not is_right or len(lengths) != len(streams) or not all(0 <= each <= tokens for each in lengths):
-            return []
-        held = ((stream, memory.bank(stream, command.layer, missing_ok=True)) for stream in streams)
-        return [
-            (stream, bank, length)
-            for (stream, bank), length in zip(held, lengths, strict=True)
-            if bank is not None and bank.bytes_for(length) > bank.allocated_bytes
-        ]
+        memory = self._memories.peek(namespace.record)
+        return [] if memory is None else outgrown(memory, command, self._limits)
 
     def search(self, namespace: Namespace, command: Search) -> Steps[Found]:
         """The top_k entries of each query, in float32 scores; pairs where asked for.

@@ -1,9 +1,10 @@
-"""Whether what an add brings may be stored: quotas of its tenant, and the bounds of the server."""
+"""Whether there is room for what an add brings: in banks, in its tenant's quotas, in the server's bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from recollect_server.application.commands import Add
 from recollect_server.application.memories import Memories
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import MemoryExhaustedError, QuotaExceededError
@@ -13,6 +14,24 @@ from recollect_server.domain.tenants import Quotas
 from recollect_server.domain.usage import Usage
 
 REMEDY = "Evict, delete a namespace, or ask for a larger quota"
+
+
+def outgrown(memory: NamespaceMemory, command: Add, limits: Limits) -> list[tuple[str, Bank, int]]:
+    """Streams whose banks are too small for an add, and for how many tokens; none of one that is wrong."""
+    shape, spec, streams = command.keys.shape, memory.spec, command.streams
+    if len(shape) != 4 or not 0 < len(streams) <= limits.rows_max:
+        return []
+    tokens = shape[2]
+    lengths = command.lengths or (tokens,) * len(streams)
+    is_right = len(lengths) == len(streams) and all(0 <= length <= tokens for length in lengths)
+    if not is_right or shape != (len(streams), spec.heads, tokens, spec.key_dim):
+        return []
+    held = ((stream, memory.bank(stream, command.layer, missing_ok=True)) for stream in streams)
+    return [
+        (stream, bank, length)
+        for (stream, bank), length in zip(held, lengths, strict=True)
+        if bank is not None and bank.bytes_for(length) > bank.allocated_bytes
+    ]
 
 
 def require_room(

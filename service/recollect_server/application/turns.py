@@ -97,11 +97,19 @@ class Turns:
 
     def _have_grow(self, namespace: Namespace, command: Command) -> None:
         """Before its turn, which is in the same lane; done though the caller leaves."""
-        steps = self._memory.growing(namespace, command)
-        if steps is not None:
-            tenant, lane = namespace.record.tenant, command.namespace
-            job = Job(tenant, steps, cost=CALL, weight=namespace.quotas.weight, is_refusable=False, lane=lane)
-            self._dispatcher.submit(job).add_done_callback(_log_defect)
+        growing = self._memory.growing(namespace, command)
+        if growing is None:
+            return
+        steps, cost = growing
+        job = Job(
+            namespace.record.tenant,
+            steps,
+            cost=CALL + cost,
+            weight=namespace.quotas.weight,
+            is_refusable=False,
+            lane=command.namespace,
+        )
+        self._dispatcher.submit(job).add_done_callback(_log_defect)
 
 
 def _log_defect(growing: Future[None]) -> None:

@@ -20,6 +20,7 @@ from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_torch, torch_scan
 from recollect_server.engine.no_upkeep import NoUpkeep
+from recollect_server.engine.ranges import length_of
 from recollect_server.engine.row_by_row import RowByRow
 from recollect_server.engine.tiles import in_parts, tokens_of_part
 from recollect_server.engine.torch_choice import AUTO, Choice
@@ -93,7 +94,7 @@ class TorchStore(NoUpkeep, RowByRow):
 
     def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
         """See `Store.growing`. A GPU copies a gigabyte in some milliseconds: it does so in one step."""
-        yield 0
+        yield work.moved(length_of(live) * self._spec.entry_bytes)
         self._index.moved(_places(live, self._device), allocated)
         self._keys = _moved(self._keys, self._zeros(allocated, self._spec.key_dim), live)
         self._values = _moved(self._values, self._zeros(allocated, self._spec.value_dim), live)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 from functools import cache
 
 import numpy as np
@@ -14,14 +15,16 @@ LARGE_BYTES = 1024 * 1024
 
 
 def zero(array: NDArray[np.generic]) -> None:
-    """Zeroes a contiguous array of NumPy's. Pages of large ones go back to the system, which clears them."""
+    """Zeroes an array of NumPy's. Pages of large ones go back to the system, which clears them."""
+    if array.nbytes < LARGE_BYTES or not array.flags.c_contiguous:
+        array.fill(0)
+        return
     elements = array.reshape(-1).view(np.uint8)
     first: int = elements.__array_interface__["data"][0]
     begin = -first % mmap.PAGESIZE
     end = elements.size - (first + elements.size) % mmap.PAGESIZE
-    if elements.size < LARGE_BYTES or not _give_back(first + begin, end - begin):
-        elements.fill(0)
-        return
+    if not _give_back(first + begin, end - begin):
+        begin = end = elements.size
     elements[:begin] = 0
     elements[end:] = 0
 
@@ -34,9 +37,11 @@ def _give_back(address: int, size_bytes: int) -> bool:
 
 @cache
 def _madvise() -> ctypes._NamedFuncPointer | None:
+    if platform.system() != "Linux":  # others may keep what was written
+        return None
     try:
         library = ctypes.CDLL(None)
         library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        return library.madvise if hasattr(mmap, "MADV_DONTNEED") else None
-    except (AttributeError, OSError, TypeError):  # not a system with such a thing
+        return library.madvise
+    except (AttributeError, OSError):
         return None

@@ -39,3 +39,7 @@ def test_an_array_of_any_kind() -> None:
     zero(array)
     assert not array.any()
     zero(np.zeros((2, 0, 5), np.float16))
+    whole = np.ones((3, 1000, 258), np.float32)
+    zero(whole[:, :, ::2])
+    assert not whole[:, :, ::2].any()
+    assert (whole[:, :, 1::2] == 1).all()

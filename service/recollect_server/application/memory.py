@@ -82,6 +82,8 @@ class Memory:
             spec=memory.spec,
             limits=self._limits,
         )
+        # What came before may have filled banks up since it was looked whether they have to grow.
+        yield from self._grow(namespace, command)
         yield written_work(command)
         return self._memories.answered.once(
             namespace.record.tenant,

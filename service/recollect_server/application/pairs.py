@@ -16,7 +16,7 @@ from recollect_server.domain.bank import Bank
 from recollect_server.domain.steps import Steps
 
 PART_BYTES = 1024 * 1024
-"""Of what is handed on, about: it stays in a cache, and what gRPC carries fastest."""
+"""Of what is handed on, about: it stays in a cache."""
 
 RowHits = tuple[Bank | None, Int64]
 """Of one row: a bank that was searched, or None; and slots [Hq, T, K], -1 where there is no entry."""
@@ -142,7 +142,7 @@ def _fetch_row(
         return (yield from _fetch_block(fetch, row, target, left))
     step = max(1, PART_BYTES // token_bytes)
     for asking in range(heads):
-        head = None if bank is None else asking * bank.spec.heads // heads
+        head = None if bank is None else bank.spec.head_of(asking, heads)
         for first in range(0, tokens, step):
             block = bank, slots[asking : asking + 1, first : first + step]
             left = yield from _fetch_block(fetch, block, target, left, head=head)

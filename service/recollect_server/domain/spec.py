@@ -73,6 +73,10 @@ class NamespaceSpec:
         """Bytes of one entry's keys and values, all heads."""
         return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize_bytes
 
+    def head_of(self, asking: int, query_heads: int) -> int:
+        """The stored head that a query head reads; as many read each."""
+        return asking * self.heads // query_heads
+
     def validate(self, limits: Limits) -> None:
         """Checks the spec against the server's bounds.
 

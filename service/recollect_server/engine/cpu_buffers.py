@@ -36,13 +36,8 @@ class CpuBuffers:
             zero(keys)
             zero(values)
             raise
-        self._go_over(keys, values, live)
-
-    def _go_over(self, keys: Raw, values: Raw, live: Sequence[slice]) -> None:
-        """To larger buffers, where what was in `live` slots lies from the first one on."""
-        del live
-        for old in (self._keys, self._values):
-            zero(old)
+        zero(self._keys)
+        zero(self._values)
         self._keys, self._values = keys, values
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
@@ -77,7 +72,7 @@ class CpuBuffers:
         query_heads = slots.shape[0]
         pairs = np.empty((*slots.shape, buffer.shape[2]), dtype=buffer.dtype) if into is None else into
         for asking in range(query_heads):
-            asked = asking * self._spec.heads // query_heads if head is None else head
+            asked = self._spec.head_of(asking, query_heads) if head is None else head
             self._gather_rows(buffer[asked], slots[asking], pairs[asking])
         return DenseArray(pairs, dtype_in(pairs, self._spec.dtype))
 

@@ -60,15 +60,15 @@ class KernelStore(CpuBuffers):
         """See `Store.index_bytes`."""
         return 0 if self._index is None else self._index.bytes
 
-    def _go_over(self, keys: Raw, values: Raw, live: Sequence[slice]) -> None:
-        """See `CpuBuffers`."""
-        super()._go_over(keys, values, live)
+    def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
+        """See `Store.growing`."""
+        yield from super().growing(allocated, live)
         if self._index is None or not self._index.has_files:
             return
         # Where nothing is live too: the lists have to know of the slots that there are now.
         slots = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
         stay = [part.start for part in live] == [0]  # as a rule: nothing has left yet
-        self._index.moved(None if stay else np.concatenate(slots), keys.shape[1])
+        self._index.moved(None if stay else np.concatenate(slots), allocated)
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""

@@ -252,7 +252,7 @@ class TorchStore(NoUpkeep, RowByRow):
         query_heads = slots.shape[0]
         pairs = torch.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype, device=self._device)
         for asking in range(query_heads):
-            asked = asking * self._spec.heads // query_heads if head is None else head
+            asked = self._spec.head_of(asking, query_heads) if head is None else head
             present = chosen[asking] >= 0
             pairs[asking][present] = buffer[asked][chosen[asking][present]]
         fetched = _download(pairs, self._spec.dtype)

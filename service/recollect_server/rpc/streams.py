@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.application.commands import Found
+from recollect_server.application.pairs import PART_BYTES
 from recollect_server.domain.arrays import Room
 from recollect_server.rpc import tensors
 from recollect_server.rpc.fetching import Array, Begun, Chunk, Fetching, little_endian
 
-CHUNK_BYTES = 1024 * 1024
-"""Of an array in one part: what gRPC carries fastest. Up to as much, an answer is one part."""
+CHUNK_BYTES = PART_BYTES
+"""Of an array in one part: what gRPC carries fastest (measured). Up to as much, an answer is one part."""
 
 
 class SearchStream:

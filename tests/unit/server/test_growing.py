@@ -102,6 +102,18 @@ def test_a_bank_grows_a_little_at_a_time(made: list[Raw]) -> None:
     np.testing.assert_array_equal(keys[HELD], [0, 1])
 
 
+def test_a_bank_that_was_filled_up_meanwhile_grows_a_little_at_a_time(made: list[Raw]) -> None:
+    """Who has several adds under way has one of them copy all at once, since there was room when it came."""
+    server, budget = Server(), 1_000_000
+    namespace = full_banks(server, "a")
+    made.clear()
+    steps = steps_of(server.memory.add(namespace, add(namespace, 1, "a")), budget)
+    assert max(steps) <= budget
+    assert sum(steps) >= work.moved_to_new(HELD * BIG.entry_bytes)
+    assert len(made) == 2
+    assert usage(server)[0] == HELD + 1
+
+
 def test_who_ends_while_banks_grow_leaves_nothing_behind(made: list[Raw]) -> None:
     """Larger buffers count though nobody has them, copies stay in memory, or those before are not kept."""
     server = Server()

@@ -11,9 +11,10 @@ from recollect_server.application.pairs import PART_BYTES, RowHits, with_pairs
 from recollect_server.domain.arrays import DenseArray, Int64, Raw, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.spec import Dtype, NamespaceSpec
-from recollect_server.domain.steps import UNBOUNDED, Result, Steps
+from recollect_server.domain.steps import UNBOUNDED, Steps
 from recollect_server.domain.usage import Usage
 from recollect_server.engine.cpu import CpuDevice
+from tests.unit.server.use_cases import steps_of
 
 HEADS, QUERY_HEADS, ENTRIES = 2, 4, 50
 
@@ -46,15 +47,9 @@ def gathered(stored: DenseArray, slots: Int64) -> NDArray[np.float32]:
     return rows
 
 
-def run(steps: Steps[Result], budget: int) -> Result:
-    """Takes all steps, each with a budget."""
-    try:
-        next(steps)
-        while True:
-            steps.send(budget)
-    except StopIteration as finished:
-        result: Result = finished.value
-        return result
+def kept(steps: Steps[Found], ended: list[Found]) -> Steps[None]:
+    """The same steps; what they end with is kept."""
+    ended.append((yield from steps))
 
 
 class Taken:
@@ -89,18 +84,19 @@ def test_pairs_are_the_same_in_arrays_and_in_parts(
     wanted = [np.stack([gathered(stored, of_row) for of_row in slots]) for stored in (keys, values)]
     found = Found(np.zeros(slots.shape, np.float32), slots, None, None, ())
     coming = [Coming(array.shape, dtype) for array in wanted]
-    taken = Taken()
+    taken, ended = Taken(), list[Found]()
     for progress in (None, taken):
         queries = DenseArray(np.zeros(0, np.float16), Dtype.FLOAT16)
         command = Search("n", 0, (), queries=queries, top_k=top_k, progress=progress)
-        ended = run(with_pairs(found, hits, command, keys=coming[0], values=coming[1]), budget)
+        steps = with_pairs(found, hits, command, keys=coming[0], values=coming[1])
+        steps_of(kept(steps, ended), budget)
         if progress is None:
-            for pairs, array in zip((ended.keys, ended.values), wanted, strict=True):
+            for pairs, array in zip((ended[0].keys, ended[0].values), wanted, strict=True):
                 assert pairs is not None
                 assert pairs.dtype is dtype
                 np.testing.assert_array_equal(pairs.float32(), array)
     assert taken.begun == [found]
-    assert (ended.keys, ended.values) == (None, None)
+    assert (ended[1].keys, ended[1].values) == (None, None)
     token_bytes = top_k * (dim + 1) * dtype.itemsize_bytes
     assert all(part.nbytes <= max(PART_BYTES, token_bytes) for part in taken.parts)
     flat = np.concatenate([np.zeros(0, np.float32), *(part.astype(np.float32) for part in taken.parts)])

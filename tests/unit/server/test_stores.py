@@ -26,6 +26,7 @@ from recollect_server.engine import (
 from recollect_server.engine.cpu import CpuDevice
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
+from tests.unit.server.use_cases import steps_of
 
 DEVICES: dict[str, Callable[[], Device]] = {
     "kernels": CpuDevice,
@@ -137,15 +138,9 @@ def test_growth_moves_live_slots_to_the_front(device: Device) -> None:
 def test_entries_move_to_larger_buffers_a_little_at_a_time(device: Device, budget: int) -> None:
     """Whoever else uses the device waits until all of a bank has been copied; or entries change places."""
     store, data = filled(device, 600)
-    growing = store.growing(1200, [slice(400, 600), slice(0, 150)])
-    longest = next(growing)
-    try:
-        while True:
-            longest = max(longest, growing.send(budget))
-    except StopIteration:
-        pass
+    steps = steps_of(store.growing(1200, [slice(400, 600), slice(0, 150)]), budget)
     if isinstance(store, CpuBuffers):
-        assert longest <= max(budget, work.moved_to_new(HEADS * DIM * 4))
+        assert max(steps) <= max(budget, work.moved_to_new(HEADS * DIM * 4))
     order = np.r_[400:600, 0:150]
     slots = np.tile(np.arange(order.size), (HEADS, 1, 1))
     for fetch in (store.keys, store.values):

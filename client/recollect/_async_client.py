@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Self
 
 from recollect import _administration as administration
+from recollect._async_coalescing import AsyncCoalescing
 from recollect._async_namespace import AsyncNamespace
 from recollect._checks import check_spec
-from recollect._coalescing import Coalescing
 from recollect._results import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, Index, NamespaceInfo, ServerInfo
 from recollect._runner import AsyncRunner
 from recollect._tls import TLS
@@ -29,9 +29,7 @@ def connect_async(
 ) -> AsyncClient:
     """Makes an async client of a memory server. See `recollect.connect` for the arguments.
 
-    Use it within one event loop. Nothing is sent before the first call. With `coalesce`, small attends that
-    are under way at the same time over gRPC, and differ in nothing but streams and queries, are sent
-    together; each caller gets its own answer or its own error all the same.
+    Use it within one event loop. Nothing is sent before the first call.
     """
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
@@ -51,7 +49,7 @@ class AsyncClient:
     def __init__(self, runner: AsyncRunner, url: str, *, coalesce: bool = False) -> None:
         self.url = url
         self._runner = runner
-        self._coalescing = Coalescing(runner) if coalesce else None
+        self._coalescing = AsyncCoalescing(runner) if coalesce else None
 
     def __repr__(self) -> str:
         return f"AsyncClient({self.url!r})"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from recollect._administration import create_namespace, get_stats
+from recollect._async_coalescing import AsyncCoalescing
 from recollect._attends import prepare_attend
 from recollect._checks import Include, check_include
-from recollect._coalescing import Coalescing
 from recollect._reads import check_read, prepare_attend_backward, prepare_search
 from recollect._results import (
     A,
@@ -31,7 +31,12 @@ class AsyncNamespace:
     """
 
     def __init__(
-        self, name: str, spec: NamespaceSpec, runner: AsyncRunner, *, coalescing: Coalescing | None = None
+        self,
+        name: str,
+        spec: NamespaceSpec,
+        runner: AsyncRunner,
+        *,
+        coalescing: AsyncCoalescing | None = None,
     ) -> None:
         self.name = name
         self.spec = spec

@@ -8,6 +8,7 @@ from typing import Self
 
 from recollect import _administration as administration
 from recollect._checks import check_spec
+from recollect._coalescing import Coalescing
 from recollect._namespace import Namespace
 from recollect._results import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, Index, NamespaceInfo, ServerInfo
 from recollect._runner import Runner
@@ -24,6 +25,7 @@ def connect(
     timeout_s: float | None = 30.0,
     retries: int = 3,
     allow_insecure_token: bool = False,
+    coalesce: bool = True,
 ) -> Client:
     """Makes a client of a memory server. Nothing is sent before the first call.
 
@@ -36,6 +38,9 @@ def connect(
         retries: Attempts after the first, where a server is unavailable or asks to try later, and repeating
             is safe; 0: none.
         allow_insecure_token: Send the token over an unencrypted network too.
+        coalesce: Send small attends together that are under way at the same time over gRPC and differ in
+            nothing but streams and queries, as those of several threads. Each caller gets its own answer or
+            its own error all the same.
 
     Raises:
         InvalidArgumentError: The URL or another argument is wrong.
@@ -44,7 +49,9 @@ def connect(
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
     check_tls(tls, target)
-    return Client(Runner(open_transport(target, token, tls), url, timeout_s=timeout_s, retries=retries), url)
+    runner = Runner(open_transport(target, token, tls), url, timeout_s=timeout_s, retries=retries)
+    # In one process there is no message to be saved.
+    return Client(runner, url, coalesce=coalesce and target.kind != "embedded")
 
 
 class Client:
@@ -53,9 +60,10 @@ class Client:
     It is a context manager; after `close`, every call raises `ClosedError`.
     """
 
-    def __init__(self, runner: Runner, url: str) -> None:
+    def __init__(self, runner: Runner, url: str, *, coalesce: bool = False) -> None:
         self.url = url
         self._runner = runner
+        self._coalescing = Coalescing(runner) if coalesce else None
 
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
@@ -108,7 +116,7 @@ class Client:
             recall=recall,
         )
         info = self._runner.run(administration.create_namespace(name, spec, exist_ok=exist_ok), timeout_s)
-        return Namespace(info.name, info.spec, self._runner)
+        return Namespace(info.name, info.spec, self._runner, coalescing=self._coalescing)
 
     def namespace(self, name: str, *, timeout_s: float | None = None) -> Namespace:
         """Takes a namespace that exists.
@@ -117,7 +125,7 @@ class Client:
             NotFoundError: It does not.
         """
         info = self._runner.run(administration.get_namespace(name), timeout_s)
-        return Namespace(info.name, info.spec, self._runner)
+        return Namespace(info.name, info.spec, self._runner, coalescing=self._coalescing)
 
     def list_namespaces(
         self, *, page_size: int | None = None, timeout_s: float | None = None

@@ -8,6 +8,7 @@ from typing import Literal
 from recollect._administration import create_namespace, get_stats
 from recollect._attends import prepare_attend
 from recollect._checks import Include, check_include
+from recollect._coalescing import Coalescing
 from recollect._reads import check_read, prepare_attend_backward, prepare_search
 from recollect._results import (
     A,
@@ -32,10 +33,13 @@ class Namespace:
     client's), and raises an error of the tree in `recollect.errors`.
     """
 
-    def __init__(self, name: str, spec: NamespaceSpec, runner: Runner) -> None:
+    def __init__(
+        self, name: str, spec: NamespaceSpec, runner: Runner, *, coalescing: Coalescing | None = None
+    ) -> None:
         self.name = name
         self.spec = spec
         self._runner = runner
+        self._coalescing = coalescing
 
     def __repr__(self) -> str:
         return f"Namespace({self.name!r}, {self.spec})"
@@ -135,6 +139,8 @@ class Namespace:
         asked = prepare_attend(
             read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok, exact=exact
         )
+        if self._coalescing is not None:
+            return self._coalescing.attend(asked, timeout_s)
         return self._runner.run_split(asked.split, timeout_s)
 
     def attend_backward(

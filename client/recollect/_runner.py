@@ -72,7 +72,18 @@ class Runner:
         self, split: Callable[[Limits], Work[Reply, Result]], timeout_s: float | None = None
     ) -> Result:
         """Runs work that is split under the server's limits."""
-        deadline = self._defaults.deadline(timeout_s)
+        return self.run_by(self.deadline(timeout_s), split)
+
+    def deadline(self, timeout_s: float | None) -> Deadline:
+        """Of a call that begins now.
+
+        Raises:
+            ClosedError: The client is closed.
+        """
+        return self._defaults.deadline(timeout_s)
+
+    def run_by(self, deadline: Deadline, split: Callable[[Limits], Work[Reply, Result]]) -> Result:
+        """Runs work that is split under the server's limits, and has a deadline already."""
         if self._defaults.limits is None:
             self._defaults.limits = self._run(get_server_info(), deadline).limits
         return self._run(split(self._defaults.limits), deadline)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -16,6 +18,14 @@ from recollect_bench.timing import Call, alternate
 
 CONVERSATIONS, HEADS, DIM, ENTRIES, TOP_K = 64, 8, 64, 4096, 32
 GOAL = ">= 4"
+ON_END = 4
+"""Steps of a thread: it lasts for longer than one."""
+
+CASES = {
+    "call": "one call of 64 rows",
+    "at once": "64 callers of one AsyncClient",
+    "threads": f"64 threads of one Client, {ON_END} steps each",
+}
 
 
 def run(scale: Scale) -> Outcome:
@@ -31,24 +41,41 @@ def run(scale: Scale) -> Outcome:
             # Not one conversation's keys are another's.
             space.add(LAYER, np.roll(keys, number, axis=3), values, streams=[name])
 
+        def attend(row: int) -> None:
+            space.attend(LAYER, queries[row : row + 1], top_k=TOP_K, streams=[names[row]], with_ids=False)
+
         def one_after_another() -> None:
-            for row, name in enumerate(names):
-                space.attend(LAYER, queries[row : row + 1], top_k=TOP_K, streams=[name], with_ids=False)
+            for row in range(CONVERSATIONS):
+                attend(row)
 
         def one_call() -> None:
             space.attend(LAYER, queries, top_k=TOP_K, streams=names, with_ids=False)
 
-        with asyncio.Runner() as runner:
+        def decode(row: int) -> None:
+            for _ in range(ON_END):
+                attend(row)
+
+        def by_threads() -> float:
+            begun_s = time.perf_counter()
+            list(threads.map(decode, range(CONVERSATIONS)))
+            return (time.perf_counter() - begun_s) / ON_END
+
+        with asyncio.Runner() as runner, ThreadPoolExecutor(CONVERSATIONS) as threads:
             there = runner.run(_open(server.unix_url))
 
             def at_once() -> None:
                 runner.run(_at_once(there[1], queries, names))
 
-            turns: dict[str, Call] = {"after": one_after_another, "call": one_call, "at once": at_once}
+            turns: dict[str, Call] = {
+                "after": one_after_another,
+                "call": one_call,
+                "at once": at_once,
+                "threads": by_threads,
+            }
             times = alternate(turns, rounds=scale.rounds, seconds_max=scale.seconds_max, warm=2)
             runner.run(there[0].close())
     outcome, after = Outcome(), times["after"]
-    for turn, case in {"call": "one call of 64 rows", "at once": "64 callers of one AsyncClient"}.items():
+    for turn, case in CASES.items():
         taken = times[turn]
         figure = Figure(
             "conversations",

@@ -1,27 +1,30 @@
-"""Small attends that wait at the same time are sent together, and nobody notices but by the speed."""
+"""Small attends of threads that wait at the same time are sent together: noticed by the speed alone."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from google.protobuf.message import Message
 
 import recollect
-from recollect._coalescing import ROWS_MAX
-from recollect._embedded_transport import AsyncEmbeddedTransport
-from recollect._results import Array
-from recollect._runner import AsyncRunner
+from recollect._batches import ROWS_MAX
+from recollect._coalescing import UNDER_WAY_MAX, _Waiting
+from recollect._embedded_transport import EmbeddedTransport
+from recollect._runner import Runner
 from recollect._work import ATTEND, Collector, Reply, Upload
 from recollect.v1 import memory_pb2 as pb
 
 HEADS, DIM, STREAMS = 2, 4, 8
 Floats = npt.NDArray[np.float32]
-Ask = Callable[[recollect.AsyncNamespace], Coroutine[None, None, recollect.AttendResult[Floats]]]
+Answer = recollect.AttendResult[Floats]
 
 
 class Watched:
@@ -29,88 +32,117 @@ class Watched:
 
     def __init__(self) -> None:
         self.rows: list[int] = []
-        self.failures = 0
-        self.go = asyncio.Event()
+        self.failures: list[BaseException] = []  # of the next batches
+        self.is_closed = False
+        self.go = threading.Event()
         self.go.set()
-        self._inner = AsyncEmbeddedTransport(None)
+        self.inner = EmbeddedTransport(None)
 
-    async def call(
+    def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Notes how many rows an attend has."""
         if method == ATTEND:
             assert isinstance(request, pb.AttendRequest)
             self.rows.append(len(request.streams))
-            await self.go.wait()
-            if self.failures:
-                self.failures -= 1
-                raise recollect.UnavailableError("for the test")
-        return await self._inner.call(method, request, reply_type, timeout_s=timeout_s)
+            if not self.go.wait(60 if timeout_s is None else timeout_s):
+                raise recollect.DeadlineExceededError("for the test")
+            if self.failures and len(request.streams) > 1:
+                raise self.failures.pop()
+        if self.is_closed:
+            raise recollect.ClosedError("for the test")
+        return self.inner.call(method, request, reply_type, timeout_s=timeout_s)
 
-    async def stream(
+    def stream(
         self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Passes it on."""
-        return await self._inner.stream(method, question, collector, timeout_s=timeout_s)
+        return self.inner.stream(method, question, collector, timeout_s=timeout_s)
 
-    async def upload(
+    def upload(
         self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Passes it on."""
-        return await self._inner.upload(method, upload, reply_type, timeout_s=timeout_s)
+        return self.inner.upload(method, upload, reply_type, timeout_s=timeout_s)
 
-    async def close(self) -> None:
+    def close(self) -> None:
+        """As a connection does."""
+        self.is_closed = True
+
+    def end(self) -> None:
         """Closes the memory."""
-        await self._inner.close()
+        self.inner.close()
 
 
 class World:
-    """One namespace with some streams, asked through a coalescing client and through a plain one."""
+    """One namespace with some streams, asked by threads of a coalescing client, and by a plain one."""
 
-    def __init__(self, watched: Watched) -> None:
-        self.watched = watched
-
-    async def fill(self) -> None:
-        """Makes the namespace."""
-        made = await self._client(coalesce=False).create_namespace(
+    def __init__(self) -> None:
+        self.watched = Watched()
+        self.threads = ThreadPoolExecutor(4 * ROWS_MAX)
+        unwatched = Runner(self.watched.inner, "test://", timeout_s=60, retries=0)
+        self.plain = recollect.Client(unwatched, "test://").create_namespace(
             "n", layers=[0, 1], heads=HEADS, key_dim=DIM, value_dim=DIM, capacity=64, dtype="float32"
         )
         generator = np.random.default_rng(0)
-        shape = (STREAMS, HEADS, 16, DIM)
         names = [f"s{number}" for number in range(STREAMS)]
         for layer in (0, 1):
-            keys, values = generator.standard_normal((2, *shape), dtype=np.float32)
-            await made.add(layer, keys, values, streams=names)
-        self.plain = made
-        self.together = await self._client(coalesce=True, retries=1).namespace("n")
-        await self.together.attend(0, queries(0), top_k=5, streams=["s0"])  # asks for the limits first
+            keys, values = generator.standard_normal((2, STREAMS, HEADS, 16, DIM), dtype=np.float32)
+            self.plain.add(layer, keys, values, streams=names)
+        runner = Runner(self.watched, "test://", timeout_s=60, retries=1)
+        self.client = recollect.Client(runner, "test://", coalesce=True)
+        self.together = self.client.namespace("n")
+        self.together.attend(0, queries(0), top_k=5, streams=["s0"])  # asks for the limits first
         self.watched.rows.clear()
 
-    async def held_up(self) -> asyncio.Task[recollect.AttendResult[Floats]]:
-        """An attend of stream s0 that is on its way until `watched.go` is set."""
+    def ask(self, number: int, stream: str = "s1", *, timeout_s: float | None = None) -> Future[Answer]:
+        """An attend in a thread."""
+        return self.threads.submit(
+            self.together.attend, 0, queries(number), top_k=5, streams=[stream], timeout_s=timeout_s
+        )
+
+    def right(self, number: int, stream: str = "s1") -> Answer:
+        """The answer to it."""
+        return self.plain.attend(0, queries(number), top_k=5, streams=[stream])
+
+    def hold_up(self) -> list[Future[Answer]]:
+        """As many attends as may be on their way, which are until `watched.go` is set."""
         self.watched.go.clear()
-        task = asyncio.create_task(self.together.attend(0, queries(0), top_k=5, streams=["s0"]))
-        while not self.watched.rows:
-            await asyncio.sleep(0)
-        return task
+        held = [self.ask(0, "s0") for _ in range(UNDER_WAY_MAX)]
+        until(lambda: len(self.watched.rows) == UNDER_WAY_MAX)
+        return held
 
-    def _client(self, *, coalesce: bool, retries: int = 0) -> recollect.AsyncClient:
-        runner = AsyncRunner(self.watched, "test://", timeout_s=60, retries=retries)
-        return recollect.AsyncClient(runner, "test://", coalesce=coalesce)
+    @property
+    def waiting(self) -> int:
+        """Attends that wait for those to be back."""
+        coalescing = self.client._coalescing
+        assert coalescing is not None
+        return sum(len(line.waiting) for line in coalescing._lines.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is remembered of attends that are over."""
+        coalescing = self.client._coalescing
+        return coalescing is not None and not coalescing._lines
 
 
-def run(check: Callable[[World], Awaitable[None]]) -> None:
-    """Runs a check in a loop and a world of its own."""
+@pytest.fixture(name="world")
+def a_world() -> Iterator[World]:
+    """Whose threads all end."""
+    world = World()
+    yield world
+    world.watched.go.set()
+    world.threads.shutdown()
+    assert world.is_idle
+    world.watched.end()
 
-    async def whole() -> None:
-        world = World(Watched())
-        await world.fill()
-        try:
-            await check(world)
-        finally:
-            await world.watched.close()
 
-    asyncio.run(whole())
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for it."""
+    ends_s = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends_s
+        time.sleep(0.001)
 
 
 def queries(number: int, *, rows: int = 1, tokens: int = 1) -> Floats:
@@ -118,7 +150,7 @@ def queries(number: int, *, rows: int = 1, tokens: int = 1) -> Floats:
     return np.random.default_rng(number + 1).standard_normal((rows, HEADS, tokens, DIM), dtype=np.float32)
 
 
-def assert_same(one: recollect.AttendResult[Floats], other: recollect.AttendResult[Floats]) -> None:
+def assert_same(one: Answer, other: Answer) -> None:
     """Two answers to the same question."""
     np.testing.assert_allclose(one.output, other.output, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one.lse, other.lse, rtol=1e-5)
@@ -129,230 +161,238 @@ def assert_same(one: recollect.AttendResult[Floats], other: recollect.AttendResu
 
 
 @pytest.mark.parametrize("with_ids", [True, False])
-def test_everybody_gets_the_own_rows(with_ids: bool) -> None:
-    """A caller gets another conversation's attention, or each of them has a message of its own."""
+def test_everybody_gets_the_own_rows(world: World, with_ids: bool) -> None:
+    """A thread gets another conversation's attention, or each of them has a message of its own."""
+    asked = [
+        (queries(n, rows=1 + n % 3), [f"s{(n + row) % STREAMS}" for row in range(1 + n % 3)])
+        for n in range(20)
+    ]
 
-    async def check(world: World) -> None:
-        asked = [
-            (queries(n, rows=1 + n % 3), [f"s{(n + row) % STREAMS}" for row in range(1 + n % 3)])
-            for n in range(20)
-        ]
-        answers = await asyncio.gather(
-            *(world.together.attend(0, q, top_k=5, streams=s, with_ids=with_ids) for q, s in asked)
-        )
-        assert world.watched.rows == [sum(len(s) for _, s in asked)]
-        for (q, s), answer in zip(asked, answers, strict=True):
-            assert_same(answer, await world.plain.attend(0, q, top_k=5, streams=s, with_ids=with_ids))
+    def ask(q: Floats, streams: list[str]) -> Future[Answer]:
+        return world.threads.submit(world.together.attend, 0, q, top_k=5, streams=streams, with_ids=with_ids)
 
-    run(check)
-
-
-def test_one_after_the_other_nothing_changes() -> None:
-    """A lone call waits for others to come."""
-
-    async def check(world: World) -> None:
-        for number in range(5):
-            await world.together.attend(0, queries(number), top_k=5, streams=["s1"])
-        assert world.watched.rows == [1] * 5
-
-    run(check)
+    world.watched.go.clear()
+    held = [ask(queries(0), ["s0"]) for _ in range(UNDER_WAY_MAX)]
+    until(lambda: len(world.watched.rows) == UNDER_WAY_MAX)
+    answers = [ask(q, streams) for q, streams in asked]
+    until(lambda: world.waiting == len(asked))
+    world.watched.go.set()
+    for (q, streams), answer in zip(asked, answers, strict=True):
+        assert_same(answer.result(), world.plain.attend(0, q, top_k=5, streams=streams, with_ids=with_ids))
+    for future in held:
+        future.result()
+    assert world.watched.rows == [1] * UNDER_WAY_MAX + [sum(len(s) for _, s in asked)]
 
 
-def test_an_error_is_its_callers_alone() -> None:
+def test_one_after_the_other_nothing_changes(world: World) -> None:
+    """A lone thread waits for others to come, or what it did is remembered."""
+    for number in range(5):
+        assert_same(world.together.attend(0, queries(number), top_k=5, streams=["s1"]), world.right(number))
+        assert world.is_idle
+
+
+def test_two_threads_do_not_wait_for_each_other(world: World) -> None:
+    """Where there is nothing to put together, threads wake each other up for each call."""
+    world.watched.go.clear()
+    both = [world.ask(0), world.ask(1)]
+    until(lambda: world.watched.rows == [1, 1])
+    world.watched.go.set()
+    for number, future in enumerate(both):
+        assert_same(future.result(), world.right(number))
+
+
+def test_an_error_is_its_callers_alone(world: World) -> None:
     """One caller's mistake fails the calls that it was sent with."""
-
-    async def check(world: World) -> None:
-        names = ["s0", "s1", "nowhere", "s2", "s3"]
-        answers = await asyncio.gather(
-            *(world.together.attend(0, queries(n), top_k=5, streams=[name]) for n, name in enumerate(names)),
-            return_exceptions=True,
-        )
-        for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
-            if name == "nowhere":
-                assert isinstance(answer, recollect.NotFoundError)
-                assert "nowhere" in str(answer)
-            else:
-                assert isinstance(answer, recollect.AttendResult)
-                assert_same(answer, await world.plain.attend(0, queries(number), top_k=5, streams=[name]))
-
-    run(check)
+    world.hold_up()
+    names = ["s0", "s1", "nowhere", "s2", "s3"]
+    answers = [world.ask(n, name) for n, name in enumerate(names)]
+    until(lambda: world.waiting == len(names))
+    world.watched.go.set()
+    for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
+        if name == "nowhere":
+            with pytest.raises(recollect.NotFoundError, match="nowhere"):
+                answer.result()
+        else:
+            assert_same(answer.result(), world.right(number, name))
 
 
-def test_what_passes_is_tried_again_together() -> None:
+def test_what_passes_is_tried_again_together(world: World) -> None:
     """A server that was away for a moment then gets as many messages as there are callers."""
+    held = world.hold_up()
+    answers = [world.ask(n) for n in range(6)]
+    until(lambda: world.waiting == 6)
+    world.watched.failures.append(recollect.UnavailableError("for the test"))
+    world.watched.go.set()
+    for number, answer in enumerate(answers):
+        assert_same(answer.result(), world.right(number))
+    for future in held:
+        future.result()
+    assert world.watched.rows == [1] * UNDER_WAY_MAX + [6, 6]
 
-    async def check(world: World) -> None:
-        world.watched.failures = 1
-        answers = await asyncio.gather(
-            *(world.together.attend(0, queries(n), top_k=5, streams=["s1"]) for n in range(6))
-        )
-        assert world.watched.rows == [6, 6]
-        for number, answer in enumerate(answers):
-            assert_same(answer, await world.plain.attend(0, queries(number), top_k=5, streams=["s1"]))
 
-    run(check)
-
-
-def test_only_what_is_alike_is_sent_together() -> None:
+def test_only_what_is_alike_is_sent_together(world: World) -> None:
     """Calls that differ in layer, top_k, scale, shape or what they want are answered as if they did not."""
-
-    async def check(world: World) -> None:
-        for _ in range(2):
-            asks: list[Ask] = [
-                lambda ns: ns.attend(0, queries(1), top_k=5, streams=["s1"]),
-                lambda ns: ns.attend(1, queries(2), top_k=5, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(3), top_k=6, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(4), top_k=5, scale=2.0, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(5, tokens=2), top_k=5, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(6), top_k=5, with_ids=False, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(7), top_k=5, missing_ok=True, streams=["nowhere"]),
-                lambda ns: ns.attend(0, queries(8), top_k=5, min_sequences=[3], streams=["s1"]),
-            ]
-            answers = await asyncio.gather(*(ask(world.together) for ask in asks))
-            assert world.watched.rows == [1] * len(asks)
-            for ask, answer in zip(asks, answers, strict=True):
-                assert_same(answer, await ask(world.plain))
-            world.watched.rows.clear()
-
-    run(check)
+    asks: list[Callable[[recollect.Namespace], Answer]] = [
+        lambda ns: ns.attend(0, queries(1), top_k=5, streams=["s1"]),
+        lambda ns: ns.attend(1, queries(2), top_k=5, streams=["s1"]),
+        lambda ns: ns.attend(0, queries(3), top_k=6, streams=["s1"]),
+        lambda ns: ns.attend(0, queries(4), top_k=5, scale=2.0, streams=["s1"]),
+        lambda ns: ns.attend(0, queries(5, tokens=2), top_k=5, streams=["s1"]),
+        lambda ns: ns.attend(0, queries(6), top_k=5, with_ids=False, streams=["s1"]),
+        lambda ns: ns.attend(0, queries(7), top_k=5, missing_ok=True, streams=["nowhere"]),
+        lambda ns: ns.attend(0, queries(8), top_k=5, min_sequences=[3], streams=["s1"]),
+    ]
+    world.hold_up()
+    answers = [world.threads.submit(ask, world.together) for ask in asks]
+    # The first of them waits for those that are held up; each of the others is the first of its kind.
+    until(lambda: len(world.watched.rows) == UNDER_WAY_MAX + len(asks) - 1)
+    world.watched.go.set()
+    for ask, answer in zip(asks, answers, strict=True):
+        assert_same(answer.result(), ask(world.plain))
+    assert set(world.watched.rows) == {1}
 
 
-def test_answers_are_like_their_questions() -> None:
-    """Beside callers with torch tensors or another precision, one is answered in theirs."""
-
-    async def check(world: World) -> None:
-        asked: list[Array] = [queries(1), queries(2).astype(np.float64)]
-        asked += [torch.from_numpy(queries(3)), queries(4)]
-        answers = await asyncio.gather(*(world.together.attend(0, q, top_k=5, streams=["s1"]) for q in asked))
-        assert sorted(world.watched.rows) == [1, 1, 2]
-        for q, answer in zip(asked, answers, strict=True):
-            assert type(answer.output) is type(q)
-            assert answer.output.dtype == q.dtype
-            plain = await world.plain.attend(0, np.asarray(q, np.float32), top_k=5, streams=["s1"])
-            np.testing.assert_allclose(np.asarray(answer.output), plain.output, rtol=1e-5, atol=1e-6)
-            np.testing.assert_array_equal(np.asarray(answer.ids), np.asarray(plain.ids))
-
-    run(check)
-
-
-def test_what_is_asked_is_what_it_was_when_it_was_asked() -> None:
-    """A caller that uses its array again while it waits gets the answer to something else."""
-
-    async def check(world: World) -> None:
-        first = await world.held_up()
-        array = queries(1)
-        waiting = [
-            asyncio.create_task(world.together.attend(0, array, top_k=5, streams=[name]))
-            for name in ("s1", "s2")
-        ]
-        await asyncio.sleep(0)
-        array[...] = 7
-        world.watched.go.set()
-        for name, answer in zip(("s1", "s2"), await asyncio.gather(*waiting), strict=True):
-            assert_same(answer, await world.plain.attend(0, queries(1), top_k=5, streams=[name]))
-        await first
-
-    run(check)
-
-
-def test_an_answer_keeps_nobody_elses_rows() -> None:
+def test_an_answer_keeps_nobody_elses_rows(world: World) -> None:
     """Whoever keeps one answer keeps the whole batch in memory, or may write to what is read-only."""
-
-    async def check(world: World) -> None:
-        answers = await asyncio.gather(
-            *(world.together.attend(0, queries(n), top_k=5, streams=["s1"]) for n in range(10))
-        )
-        assert world.watched.rows == [10]
-        for answer in answers:
-            for array in (answer.output, answer.lse, answer.ids):
-                assert array is not None
-                assert array.base is None or array.base.nbytes <= 2 * array.nbytes
-                assert not array.flags.writeable
-
-    run(check)
+    world.hold_up()
+    answers = [world.ask(n) for n in range(10)]
+    until(lambda: world.waiting == 10)
+    world.watched.go.set()
+    for answer in answers:
+        for array in (answer.result().output, answer.result().lse, answer.result().ids):
+            assert array is not None
+            assert array.base is None or array.base.nbytes <= 2 * array.nbytes
+            assert not array.flags.writeable
+    assert world.watched.rows == [1] * UNDER_WAY_MAX + [10]
 
 
-def test_a_batch_is_bounded() -> None:
-    """Callers without number make a message that the server does not take."""
-
-    async def check(world: World) -> None:
-        calls = (world.together.attend(0, queries(n), top_k=5, streams=["s1"]) for n in range(3 * ROWS_MAX))
-        await asyncio.gather(*calls)
-        assert max(world.watched.rows) == ROWS_MAX
-        assert sum(world.watched.rows) == 3 * ROWS_MAX
-        assert len(world.watched.rows) == 3
-
-    run(check)
-
-
-def test_large_calls_go_alone() -> None:
-    """A large call holds up the small ones that it was put together with."""
-
-    async def check(world: World) -> None:
-        large = (world.together.attend(0, queries(n, tokens=600), top_k=8, streams=["s1"]) for n in range(3))
-        await asyncio.gather(*large)
-        assert world.watched.rows == [1, 1, 1]
-
-    run(check)
+def test_a_batch_is_bounded(world: World) -> None:
+    """Threads without number make a message that the server does not take."""
+    world.hold_up()
+    answers = [world.ask(n) for n in range(3 * ROWS_MAX)]
+    until(lambda: world.waiting == 3 * ROWS_MAX)
+    world.watched.go.set()
+    for answer in answers:
+        answer.result()
+    assert world.watched.rows.count(ROWS_MAX) == 3
+    assert len(world.watched.rows) == UNDER_WAY_MAX + 3
 
 
-def test_who_leaves_takes_nobody_along() -> None:
-    """A caller that is cancelled, or whose time is over, ends the calls of others or waits on."""
+def test_large_calls_go_alone(world: World) -> None:
+    """A large call waits for small ones, or holds up those that it was put together with."""
+    world.hold_up()
+    large = [
+        world.threads.submit(world.together.attend, 0, queries(n, tokens=600), top_k=8, streams=["s1"])
+        for n in range(3)
+    ]
+    until(lambda: len(world.watched.rows) == UNDER_WAY_MAX + 3)
+    world.watched.go.set()
+    for future in large:
+        future.result()
+    assert set(world.watched.rows) == {1}
 
-    async def check(world: World) -> None:
-        first = await world.held_up()
-        late = asyncio.create_task(
-            world.together.attend(0, queries(1), top_k=5, streams=["s1"], timeout_s=0.05)
-        )
-        gone = asyncio.create_task(world.together.attend(0, queries(2), top_k=5, streams=["s2"]))
-        kept = asyncio.create_task(world.together.attend(0, queries(3), top_k=5, streams=["s3"]))
+
+def test_who_has_no_more_time_takes_nobody_along(world: World) -> None:
+    """A thread whose time is over waits on, or is chosen to send when it is gone: others wait for ever."""
+    world.hold_up()
+    many = UNDER_WAY_MAX * ROWS_MAX  # a batch of them for each message that is back, and nobody else in it
+    late = [world.ask(n, timeout_s=0.05) for n in range(many)]
+    until(lambda: world.waiting == many)
+    for future in late:
+        with pytest.raises(recollect.DeadlineExceededError, match="before the call could be sent"):
+            future.result()
+    kept = world.ask(3, "s3")
+    until(lambda: world.waiting == many + 1)
+    world.watched.go.set()
+    assert_same(kept.result(), world.right(3, "s3"))
+    until(lambda: world.is_idle)
+    assert world.watched.rows == [1] * (UNDER_WAY_MAX + 1)  # nobody asks for those that are gone
+
+
+def test_whoever_has_the_most_time_sends(world: World) -> None:
+    """A batch ends when the first of its callers has no more time, and all others ask again."""
+    world.hold_up()
+    hurried = [world.ask(n, timeout_s=0.5) for n in range(3)]
+    until(lambda: world.waiting == 3)
+    patient = world.ask(3)
+    until(lambda: world.waiting == 4)
+    world.watched.go.set()
+    world.watched.go.clear()  # those held up are back, and the batch is held up now
+    until(lambda: 4 in world.watched.rows)
+    for future in hurried:
         with pytest.raises(recollect.DeadlineExceededError):
-            await late
-        gone.cancel()
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await gone
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        world.watched.go.set()
-        assert_same(await kept, await world.plain.attend(0, queries(3), top_k=5, streams=["s3"]))
-        await world.together.attend(0, queries(4), top_k=5, streams=["s4"])
-
-    run(check)
+            future.result()
+    world.watched.go.set()
+    assert_same(patient.result(), world.right(3))
+    assert world.watched.rows == [1] * UNDER_WAY_MAX + [4]
 
 
-def test_who_leaves_before_it_is_sent_takes_nobody_along() -> None:
-    """The first of a turn of the loop is cancelled in it: those that joined it wait for ever."""
+def test_who_is_chosen_when_its_time_is_over_takes_nobody_along(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is to send for others gives up at that moment: they sleep for ever."""
+    sleep = _Waiting.sleep
 
-    async def check(world: World) -> None:
-        first = asyncio.create_task(world.together.attend(0, queries(0), top_k=5, streams=["s0"]))
-        kept = asyncio.create_task(world.together.attend(0, queries(3), top_k=5, streams=["s3"]))
-        await asyncio.sleep(0)
-        assert not world.watched.rows
-        first.cancel()
-        async with asyncio.timeout(60):
-            answer = await kept
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        assert world.watched.rows == [1]
-        assert_same(answer, await world.plain.attend(0, queries(3), top_k=5, streams=["s3"]))
-        await world.together.attend(0, queries(4), top_k=5, streams=["s4"])
+    def too_long(waiting: _Waiting) -> bool:
+        return sleep(waiting) and waiting.deadline.timeout_s != 600
 
-    run(check)
+    monkeypatch.setattr(_Waiting, "sleep", too_long)
+    world.hold_up()
+    chosen = world.ask(0, timeout_s=600)
+    others = [world.ask(n) for n in range(3)]
+    until(lambda: world.waiting == 4)
+    world.watched.go.set()
+    with pytest.raises(recollect.DeadlineExceededError):
+        chosen.result()
+    for number, answer in enumerate(others):
+        assert_same(answer.result(), world.right(number))
 
 
-def test_who_has_an_error_of_its_own_is_told_by_itself() -> None:
-    """The first of a turn of the loop asks for what is refused: those that joined it are refused, too."""
+def test_who_is_interrupted_takes_nobody_along(world: World) -> None:
+    """Ctrl-C in a thread that waits: it is chosen to send when it is gone, and others wait for ever."""
 
-    async def check(world: World) -> None:
-        asked = [("nobody", 0), ("s1", 1), ("s2", 2)]
-        answers = await asyncio.gather(
-            *(world.together.attend(0, queries(n), top_k=5, streams=[name]) for name, n in asked),
-            return_exceptions=True,
-        )
-        assert isinstance(answers[0], recollect.NotFoundError)
-        for (name, n), answer in zip(asked[1:], answers[1:], strict=True):
-            assert isinstance(answer, recollect.AttendResult)
-            assert_same(answer, await world.plain.attend(0, queries(n), top_k=5, streams=[name]))
+    class InterruptionError(Exception):
+        """By a signal."""
 
-    run(check)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise InterruptionError
+
+    world.hold_up()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(InterruptionError):
+            world.together.attend(0, queries(1), top_k=5, streams=["s1"])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert world.waiting == 1
+    kept = world.ask(2)
+    until(lambda: world.waiting == 2)
+    world.watched.go.set()
+    assert_same(kept.result(), world.right(2))
+
+
+def test_who_is_interrupted_while_it_sends_takes_nobody_along(world: World) -> None:
+    """Ctrl-C in the thread that sends for others ends their calls, or leaves them asleep."""
+    world.hold_up()
+    answers = [world.ask(n) for n in range(4)]
+    until(lambda: world.waiting == 4)
+    world.watched.failures.append(KeyboardInterrupt())
+    world.watched.go.set()
+    errors = [answer.exception() for answer in answers]
+    assert [type(error) for error in errors if error is not None] == [KeyboardInterrupt]
+    for number, (answer, error) in enumerate(zip(answers, errors, strict=True)):
+        if error is None:
+            assert_same(answer.result(), world.right(number))
+
+
+def test_a_client_that_is_closed_says_so_to_all(world: World) -> None:
+    """Threads that wait when the client is closed wait on, or see an error that is none of the tree."""
+    world.hold_up()
+    answers = [world.ask(n) for n in range(4)]
+    until(lambda: world.waiting == 4)
+    world.client.close()
+    world.watched.go.set()
+    for answer in answers:
+        with pytest.raises(recollect.ClosedError):
+            answer.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from recollect_bench import datasets
+from recollect_bench.echo import echo
 from recollect_bench.limits import copy_gb_s
 from recollect_bench.memory import LAYER, STREAM, namespace, server_and_client, with_heads
 from recollect_bench.peers.installed import reason_absent
@@ -17,6 +18,9 @@ ENTRIES, TOP_K = 1_048_576, 32
 BATCHES = (512, 8192)
 ON_END = 8
 """Batches of a turn: who ingests does it batch after batch."""
+
+ENVELOPE_BYTES = 64
+"""Of a message that carries nothing: what is added lies beside it, in shared memory."""
 
 PEER = "lancedb"
 GOAL = ">= 10"
@@ -41,7 +45,11 @@ def _batches(data: datasets.DataSet, size: int, scale: Scale, *, beside: bool) -
     with ExitStack() as stack:
         _, client = stack.enter_context(server_and_client())
         space = namespace(client, "ingest", dim=data.dim, capacity=capacity)
-        calls: dict[str, Call] = {"ours": lambda: space.add(LAYER, *added, streams=[STREAM])}
+        bare = stack.enter_context(echo(ENVELOPE_BYTES))
+        calls: dict[str, Call] = {
+            "ours": lambda: space.add(LAYER, *added, streams=[STREAM]),
+            "nothing": lambda: bare(bytes(ENVELOPE_BYTES)),
+        }
         if beside:
             peer = stack.enter_context(Peer(PEER, dim=data.dim, capacity=capacity, top_k=TOP_K))
             calls[PEER] = lambda: peer.add(keys, values)
@@ -56,5 +64,6 @@ def _batches(data: datasets.DataSet, size: int, scale: Scale, *, beside: bool) -
         ratio=theirs.median_s / ours.median_s if theirs else None,
         goal=GOAL,
         limit=f"copying memory {copy_gb_s():.1f} GB/s; ours "
-        f"{(keys.nbytes + values.nbytes) / ours.median_s / 1e9:.2f} GB/s",
+        f"{(keys.nbytes + values.nbytes) / ours.median_s / 1e9:.2f} GB/s; an empty call over gRPC "
+        f"{times['nothing'].median_s * 1e3:.2g} ms",
     )

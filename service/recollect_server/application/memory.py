@@ -84,6 +84,10 @@ class Memory:
         )
         # What came before may have filled banks up since it was looked whether they have to grow.
         yield from self._grow(namespace, command)
+        for stream, length in zip(command.streams, lengths, strict=True):
+            bank = memory.bank(stream, command.layer, missing_ok=True)
+            if bank is not None:
+                yield from bank.touch(length)
         yield written_work(command)
         return self._memories.answered.once(
             namespace.record.tenant,

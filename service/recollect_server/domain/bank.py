@@ -64,6 +64,10 @@ class Bank:
             raise
         self.ring.grow(allocated)
 
+    def touch(self, tokens: int) -> Steps[None]:
+        """Has the memory found where `tokens` more entries will lie: see `Store.touch`."""
+        return self._store.touch(min(self.ring.allocated, self.ring.head + self.ring.count + tokens))
+
     def add(self, keys: DenseArray, values: DenseArray, *, now_s: float) -> int:
         """Appends keys [Hkv, T, Dk] and values [Hkv, T, Dv]; returns how many entries made room.
 

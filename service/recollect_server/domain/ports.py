@@ -80,6 +80,14 @@ class Store(Protocol):
         """
         ...
 
+    def touch(self, slots: int) -> Steps[None]:
+        """Writes, a little at a time, to memory of the first `slots` that nothing was written to before.
+
+        Nothing but zeroes, and where nothing is: the system has to find memory then, which can take as long
+        as to write ten times as much to what it has found.
+        """
+        ...
+
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """Stores tokens of keys [Hkv, T, Dk] and values [Hkv, T, Dv], which are of the store's dtype."""
         ...

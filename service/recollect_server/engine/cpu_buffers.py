@@ -11,25 +11,32 @@ from recollect_server.domain.arrays import LINE_BYTES, RAW_TYPES, DenseArray, In
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.domain.steps import Steps
+from recollect_server.engine.reserve import reserve
 from recollect_server.engine.zeroing import zero
+
+TOUCHED_TOGETHER = 8192
+"""Slots of a head that are written to for the first time in one step."""
 
 
 class CpuBuffers:
     """What CPU stores have in common: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
 
-    __slots__ = ("_keys", "_spec", "_values")
+    __slots__ = ("_keys", "_room", "_spec", "_touched", "_values")
 
     def __init__(self, spec: NamespaceSpec) -> None:
         self._spec = spec
-        self._keys = _zeros(spec, 0, spec.key_dim)
-        self._values = _zeros(spec, 0, spec.value_dim)
+        self._touched = 0  # slots; beyond them nothing was ever written
+        self._use(self._room_for(0), 0)
 
     def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
-        """See `Store.growing`."""
-        dims = self._spec.key_dim, self._spec.value_dim
-        keys, values = (_zeros(self._spec, allocated, dim) for dim in dims)
+        """See `Store.growing`. Large buffers grow where they lie, as long as nothing has left them."""
+        left = yield 0
+        if allocated <= self._room[0].shape[1] and sum(segment.start for segment in live) == 0:
+            self._use(self._room, allocated)
+            return
+        room = self._room_for(allocated)
+        keys, values = (rows[:, :allocated] for rows in room)
         try:
-            left = yield 0
             for old, new in ((self._keys, keys), (self._values, values)):
                 left = yield from _copy(old, new, live, left)
         except BaseException:
@@ -38,13 +45,26 @@ class CpuBuffers:
             raise
         zero(self._keys)
         zero(self._values)
-        self._keys, self._values = keys, values
+        self._use(room, allocated)
+        is_reserved = room[0].shape[1] > allocated
+        self._touched = sum(part.stop - part.start for part in live) if is_reserved else allocated
+
+    def touch(self, slots: int) -> Steps[None]:
+        """See `Store.touch`. Head by head: each has pages of its own."""
+        yield 0
+        while self._touched < slots:
+            part = slice(self._touched, min(slots, self._touched + TOUCHED_TOGETHER))
+            for rows in (*self._keys, *self._values):
+                rows[part] = 0
+                yield work.moved_to_new(rows[part].nbytes)
+            self._touched = part.stop
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""
         for write in writes:
             self._keys[:, write.slots] = keys.raw[:, write.tokens]
             self._values[:, write.slots] = values.raw[:, write.tokens]
+            self._touched = max(self._touched, write.slots.stop)  # or it would be zeroed
 
     def compact(self, slots: Int64) -> None:
         """See `Store.compact`."""
@@ -57,8 +77,20 @@ class CpuBuffers:
         """See `Store.clear`."""
         zero(self._keys)
         zero(self._values)
-        self._keys = _zeros(self._spec, 0, self._spec.key_dim)
-        self._values = _zeros(self._spec, 0, self._spec.value_dim)
+        self._use(self._room_for(0), 0)
+        self._touched = 0
+
+    def _room_for(self, slots: int) -> tuple[Raw, Raw]:
+        """Buffers for keys and values of so many slots, or more."""
+        spec = self._spec
+        keys, values = (reserve(spec, slots, dim) for dim in (spec.key_dim, spec.value_dim))
+        if keys is None or values is None:
+            return _zeros(spec, slots, spec.key_dim), _zeros(spec, slots, spec.value_dim)
+        return keys, values
+
+    def _use(self, room: tuple[Raw, Raw], slots: int) -> None:
+        self._room = room
+        self._keys, self._values = (rows[:, :slots] for rows in room)
 
     def keys(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.keys`."""

@@ -78,7 +78,8 @@ def report(alone: Times, beside: Times, adds_s: list[float]) -> str:
             "",
             f"One tenant makes decoding steps one after the other, {PAUSE_S * 1000:g} ms between two. Another fills a "
             f"bank with {len(adds_s) * BATCH:,} entries of {DIM} elements in float16, {BATCH:,} at a time; its buffers "
-            "double at each power of two, and all that they hold is copied. Why the first one hardly notices: "
+            "double at each power of two, where they lie once they are large: "
+            "[ADR 30](../adr/0030-large-buffers-grow-where-they-lie.md). Why the first one can go on meanwhile: "
             "[ADR 10](../adr/0010-fair-order.md).",
             "",
             "| small calls | median, ms | p99, ms | slowest, ms | calls | refused |",

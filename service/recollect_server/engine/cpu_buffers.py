@@ -14,8 +14,8 @@ from recollect_server.domain.steps import Steps
 from recollect_server.engine.reserve import reserve
 from recollect_server.engine.zeroing import zero
 
-TOUCHED_TOGETHER = 8192
-"""Slots of a head that are written to for the first time in one step."""
+TOUCHED_BYTES = 1024 * 1024
+"""Of a head, that are written to for the first time in one step: at most one large page is found in it, or two."""
 
 
 class CpuBuffers:
@@ -52,8 +52,10 @@ class CpuBuffers:
     def touch(self, slots: int) -> Steps[None]:
         """See `Store.touch`. Head by head: each has pages of its own."""
         yield 0
+        row_bytes = self._keys.itemsize * max(self._spec.key_dim, self._spec.value_dim)
+        together = max(1, TOUCHED_BYTES // row_bytes)
         while self._touched < slots:
-            part = slice(self._touched, min(slots, self._touched + TOUCHED_TOGETHER))
+            part = slice(self._touched, min(slots, self._touched + together))
             for rows in (*self._keys, *self._values):
                 rows[part] = 0
                 yield work.moved_to_new(rows[part].nbytes)

@@ -109,7 +109,7 @@ def test_entries_that_do_not_begin_at_slot_0_are_copied() -> None:
 @pytest.mark.usefixtures("small_is_large")
 def test_memory_is_found_before_it_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others wait for the system to find memory for a large add; or what is stored is zeroed for it."""
-    monkeypatch.setattr(cpu_buffers, "TOUCHED_TOGETHER", 50)
+    monkeypatch.setattr(cpu_buffers, "TOUCHED_BYTES", 50 * KEY_DIM * 2)
     buffers = CpuBuffers(SPEC)
     grown(buffers, 200)
     largest = work.moved_to_new(50 * KEY_DIM * 2)

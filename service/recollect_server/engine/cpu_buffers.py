@@ -15,7 +15,7 @@ from recollect_server.engine.reserve import reserve
 from recollect_server.engine.zeroing import zero
 
 TOUCHED_BYTES = 1024 * 1024
-"""Of a head, that are written to for the first time in one step: at most one large page is found in it, or two."""
+"""Of a head, that are written to for the first time in one step: at most two large pages are found in it."""
 
 
 class CpuBuffers:

@@ -38,12 +38,8 @@ class HalfStore(RowByRow):
     def __init__(self, real: Store, index: IndexChoice) -> None:
         self._index = index
         self._real = real
-        self.growing, self.write, self.compact, self.clear = (
-            real.growing,
-            real.write,
-            real.compact,
-            real.clear,
-        )
+        self.growing, self.touch, self.write = real.growing, real.touch, real.write
+        self.compact, self.clear = real.compact, real.clear
         self.upkeep_work, self.upkeep, self.search_work = real.upkeep_work, real.upkeep, real.search_work
         self.keys, self.values, self.attend_backward = real.keys, real.values, real.attend_backward
 

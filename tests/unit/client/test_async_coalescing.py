@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from google.protobuf.message import Message
@@ -18,9 +17,8 @@ from recollect._results import Array
 from recollect._runner import AsyncRunner
 from recollect._work import ATTEND, Collector, Reply, Upload
 from recollect.v1 import memory_pb2 as pb
+from tests.unit.client.attends import DIM, HEADS, STREAMS, Floats, assert_same, queries
 
-HEADS, DIM, STREAMS = 2, 4, 8
-Floats = npt.NDArray[np.float32]
 Ask = Callable[[recollect.AsyncNamespace], Coroutine[None, None, recollect.AttendResult[Floats]]]
 
 
@@ -111,21 +109,6 @@ def run(check: Callable[[World], Awaitable[None]]) -> None:
             await world.watched.close()
 
     asyncio.run(whole())
-
-
-def queries(number: int, *, rows: int = 1, tokens: int = 1) -> Floats:
-    """Of a caller."""
-    return np.random.default_rng(number + 1).standard_normal((rows, HEADS, tokens, DIM), dtype=np.float32)
-
-
-def assert_same(one: recollect.AttendResult[Floats], other: recollect.AttendResult[Floats]) -> None:
-    """Two answers to the same question."""
-    np.testing.assert_allclose(one.output, other.output, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(one.lse, other.lse, rtol=1e-5)
-    assert (one.ids is None) == (other.ids is None)
-    if one.ids is not None and other.ids is not None:
-        np.testing.assert_array_equal(one.ids, other.ids)
-    assert one.next_sequences == other.next_sequences
 
 
 @pytest.mark.parametrize("with_ids", [True, False])

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from google.protobuf.message import Message
 
@@ -21,10 +20,7 @@ from recollect._embedded_transport import EmbeddedTransport
 from recollect._runner import Runner
 from recollect._work import ATTEND, Collector, Reply, Upload
 from recollect.v1 import memory_pb2 as pb
-
-HEADS, DIM, STREAMS = 2, 4, 8
-Floats = npt.NDArray[np.float32]
-Answer = recollect.AttendResult[Floats]
+from tests.unit.client.attends import DIM, HEADS, STREAMS, Answer, Floats, assert_same, queries
 
 
 class Watched:
@@ -143,21 +139,6 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < ends_s
         time.sleep(0.001)
-
-
-def queries(number: int, *, rows: int = 1, tokens: int = 1) -> Floats:
-    """Of a caller."""
-    return np.random.default_rng(number + 1).standard_normal((rows, HEADS, tokens, DIM), dtype=np.float32)
-
-
-def assert_same(one: Answer, other: Answer) -> None:
-    """Two answers to the same question."""
-    np.testing.assert_allclose(one.output, other.output, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(one.lse, other.lse, rtol=1e-5)
-    assert (one.ids is None) == (other.ids is None)
-    if one.ids is not None and other.ids is not None:
-        np.testing.assert_array_equal(one.ids, other.ids)
-    assert one.next_sequences == other.next_sequences
 
 
 @pytest.mark.parametrize("with_ids", [True, False])

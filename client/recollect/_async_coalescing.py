@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import cast
 
 from recollect._attends import Attend, joined, rows_of
-from recollect._batches import Line, is_small, longest, rows_in, too_late
+from recollect._batches import Line, is_small, most_patient, rows_in, too_late
 from recollect._results import A, Array, AttendResult
 from recollect._retry import Deadline
 from recollect._runner import AsyncRunner
@@ -116,7 +116,7 @@ class AsyncCoalescing:
             with contextlib.suppress(Exception):
                 if batch:
                     asked = [each.asked for each in batch]
-                    result = await self._runner.run_by(longest(batch), joined(asked).split)
+                    result = await self._runner.run_by(most_patient(batch).deadline, joined(asked).split)
                     answers = [rows_of(result, *rows, asked[0].read) for rows in rows_in(asked)]
         finally:
             for index, each in enumerate(batch):

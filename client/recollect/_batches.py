@@ -81,9 +81,9 @@ def is_small(asked: Attend[A]) -> bool:
     return len(asked.read.streams) <= ROWS_MAX and asked.size_bytes <= SMALL_BYTES
 
 
-def longest(batch: Sequence[Waiting]) -> Deadline:
-    """Whoever has less time gives up by itself."""
-    return max((each.deadline for each in batch), key=lambda deadline: deadline.end_s)
+def most_patient(batch: Sequence[Caller]) -> Caller:
+    """Whose deadline the message of all has: whoever has less time gives up by itself."""
+    return max(batch, key=lambda each: each.deadline.end_s)
 
 
 def rows_in(batch: Sequence[Attend[Array]]) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from typing import cast
 
 from recollect._attends import Attend, joined, rows_of
-from recollect._batches import Line, is_small, rows_in, too_late
+from recollect._batches import Line, is_small, most_patient, rows_in, too_late
 from recollect._results import A, Array, AttendResult
 from recollect._retry import Deadline
 from recollect._runner import Runner
@@ -147,7 +147,6 @@ class Coalescing:
                 if not line.under_way:
                     del self._lines[line.kind]
                 return
-            # Whoever has less time gives up by itself.
-            sender = max(batch, key=lambda each: each.deadline.end_s)
+            sender = most_patient(batch)
             sender.batch = batch
         sender.wake()

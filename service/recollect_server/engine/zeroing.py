@@ -16,9 +16,9 @@ LARGE_BYTES = 1024 * 1024
 
 def zero(array: NDArray[np.generic]) -> None:
     """Zeroes an array of NumPy's. Pages of large ones go back to the system, which clears them."""
-    if array.nbytes >= LARGE_BYTES and not array.flags.c_contiguous and array.ndim > 1:
-        for part in array:
-            zero(part)
+    if array.nbytes >= LARGE_BYTES and not array.flags.c_contiguous and array.ndim > 2:
+        for head in array:  # each lies apart
+            zero(head)
         return
     if array.nbytes < LARGE_BYTES or not array.flags.c_contiguous:
         array.fill(0)

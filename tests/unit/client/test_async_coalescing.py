@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
@@ -17,9 +17,7 @@ from recollect._results import Array
 from recollect._runner import AsyncRunner
 from recollect._work import ATTEND, Collector, Reply, Upload
 from recollect.v1 import memory_pb2 as pb
-from tests.unit.client.attends import DIM, HEADS, STREAMS, Floats, assert_same, queries
-
-Ask = Callable[[recollect.AsyncNamespace], Coroutine[None, None, recollect.AttendResult[Floats]]]
+from tests.unit.client.attends import DIM, HEADS, STREAMS, Answer, assert_same, differing, queries
 
 
 class Watched:
@@ -84,7 +82,7 @@ class World:
         await self.together.attend(0, queries(0), top_k=5, streams=["s0"])  # asks for the limits first
         self.watched.rows.clear()
 
-    async def held_up(self) -> asyncio.Task[recollect.AttendResult[Floats]]:
+    async def held_up(self) -> asyncio.Task[Answer]:
         """An attend of stream s0 that is on its way until `watched.go` is set."""
         self.watched.go.clear()
         task = asyncio.create_task(self.together.attend(0, queries(0), top_k=5, streams=["s0"]))
@@ -181,20 +179,10 @@ def test_only_what_is_alike_is_sent_together() -> None:
 
     async def check(world: World) -> None:
         for _ in range(2):
-            asks: list[Ask] = [
-                lambda ns: ns.attend(0, queries(1), top_k=5, streams=["s1"]),
-                lambda ns: ns.attend(1, queries(2), top_k=5, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(3), top_k=6, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(4), top_k=5, scale=2.0, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(5, tokens=2), top_k=5, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(6), top_k=5, with_ids=False, streams=["s1"]),
-                lambda ns: ns.attend(0, queries(7), top_k=5, missing_ok=True, streams=["nowhere"]),
-                lambda ns: ns.attend(0, queries(8), top_k=5, min_sequences=[3], streams=["s1"]),
-            ]
-            answers = await asyncio.gather(*(ask(world.together) for ask in asks))
-            assert world.watched.rows == [1] * len(asks)
-            for ask, answer in zip(asks, answers, strict=True):
-                assert_same(answer, await ask(world.plain))
+            answers = await asyncio.gather(*(ask() for ask in differing(world.together.attend)))
+            assert world.watched.rows == [1] * len(answers)
+            for answer, ask in zip(answers, differing(world.plain.attend), strict=True):
+                assert_same(answer, await ask())
             world.watched.rows.clear()
 
     run(check)

@@ -20,7 +20,7 @@ from recollect._embedded_transport import EmbeddedTransport
 from recollect._runner import Runner
 from recollect._work import ATTEND, Collector, Reply, Upload
 from recollect.v1 import memory_pb2 as pb
-from tests.unit.client.attends import DIM, HEADS, STREAMS, Answer, Floats, assert_same, queries
+from tests.unit.client.attends import DIM, HEADS, STREAMS, Answer, Floats, assert_same, differing, queries
 
 
 class Watched:
@@ -213,23 +213,13 @@ def test_what_passes_is_tried_again_together(world: World) -> None:
 
 def test_only_what_is_alike_is_sent_together(world: World) -> None:
     """Calls that differ in layer, top_k, scale, shape or what they want are answered as if they did not."""
-    asks: list[Callable[[recollect.Namespace], Answer]] = [
-        lambda ns: ns.attend(0, queries(1), top_k=5, streams=["s1"]),
-        lambda ns: ns.attend(1, queries(2), top_k=5, streams=["s1"]),
-        lambda ns: ns.attend(0, queries(3), top_k=6, streams=["s1"]),
-        lambda ns: ns.attend(0, queries(4), top_k=5, scale=2.0, streams=["s1"]),
-        lambda ns: ns.attend(0, queries(5, tokens=2), top_k=5, streams=["s1"]),
-        lambda ns: ns.attend(0, queries(6), top_k=5, with_ids=False, streams=["s1"]),
-        lambda ns: ns.attend(0, queries(7), top_k=5, missing_ok=True, streams=["nowhere"]),
-        lambda ns: ns.attend(0, queries(8), top_k=5, min_sequences=[3], streams=["s1"]),
-    ]
     world.hold_up()
-    answers = [world.threads.submit(ask, world.together) for ask in asks]
+    answers = [world.threads.submit(ask) for ask in differing(world.together.attend)]
     # The first of them waits for those that are held up; each of the others is the first of its kind.
-    until(lambda: len(world.watched.rows) == UNDER_WAY_MAX + len(asks) - 1)
+    until(lambda: len(world.watched.rows) == UNDER_WAY_MAX + len(answers) - 1)
     world.watched.go.set()
-    for ask, answer in zip(asks, answers, strict=True):
-        assert_same(answer.result(), ask(world.plain))
+    for answer, ask in zip(answers, differing(world.plain.attend), strict=True):
+        assert_same(answer.result(), ask())
     assert set(world.watched.rows) == {1}
 
 

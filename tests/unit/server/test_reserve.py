@@ -182,7 +182,7 @@ def test_what_is_reserved_takes_no_memory() -> None:
     assert buffers._room[0].nbytes > 3 << 30
     assert resident_bytes() - before < 16 << 20
     buffers._keys[:] = 1
-    assert resident_bytes() - before < 16 << 20 + buffers._keys.nbytes
+    assert resident_bytes() - before < (16 << 20) + buffers._keys.nbytes
     grown(buffers, 2 * slots, slice(0, slots))
     assert buffers._keys[:, :slots].all()
     buffers.clear()

@@ -47,7 +47,7 @@ class _Waiting:
         return self._asleep.acquire(timeout=min(left_s, threading.TIMEOUT_MAX))
 
     def wake(self) -> None:
-        """If it sleeps; it does not sleep again."""
+        """Once."""
         self._asleep.release()
 
 
@@ -115,7 +115,7 @@ class Coalescing:
                 batch, waiting.batch = waiting.batch, []
                 waiting.is_gone = not is_awake
             if not is_awake and batch:
-                self._end(line, batch, None)
+                self._end(line, batch, waiting, None)
         if not is_awake:
             raise too_late(waiting.deadline)
         return batch
@@ -128,14 +128,21 @@ class Coalescing:
                 whole = joined([each.asked for each in batch])
                 result = self._runner.run_by(sender.deadline, whole.split)
         finally:
-            self._end(line, batch, result)
+            self._end(line, batch, sender, result)
 
-    def _end(self, line: Line[_Waiting], batch: list[_Waiting], result: AttendResult[Array] | None) -> None:
-        """Has the next ones leave, and wakes those of a batch up that sleep."""
+    def _end(
+        self,
+        line: Line[_Waiting],
+        batch: list[_Waiting],
+        sender: _Waiting,
+        result: AttendResult[Array] | None,
+    ) -> None:
+        """Has the next ones leave, and wakes the others of a batch up; its sender was woken to send it."""
         self._go_on(line)
         for each, (first, end) in zip(batch, rows_in([each.asked for each in batch]), strict=True):
             each.found = None if result is None else (result, first, end)
-            each.wake()
+            if each is not sender:
+                each.wake()
 
     def _go_on(self, line: Line[_Waiting]) -> None:
         with self._lock:

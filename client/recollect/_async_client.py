@@ -26,6 +26,7 @@ def connect_async(
     retries: int = 3,
     allow_insecure_token: bool = False,
     coalesce: bool = True,
+    direct: bool = True,
 ) -> AsyncClient:
     """Makes an async client of a memory server. See `recollect.connect` for the arguments.
 
@@ -34,7 +35,7 @@ def connect_async(
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
     check_tls(tls, target)
-    transport = open_async_transport(target, token, tls)
+    transport = open_async_transport(target, token, tls, direct=direct)
     runner = AsyncRunner(transport, url, timeout_s=timeout_s, retries=retries)
     # In one process there is no message to be saved.
     return AsyncClient(runner, url, coalesce=coalesce and target.kind != "embedded")

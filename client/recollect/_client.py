@@ -26,6 +26,7 @@ def connect(
     retries: int = 3,
     allow_insecure_token: bool = False,
     coalesce: bool = True,
+    direct: bool = True,
 ) -> Client:
     """Makes a client of a memory server. Nothing is sent before the first call.
 
@@ -41,6 +42,8 @@ def connect(
         coalesce: Send small attends together that are under way at the same time over gRPC and differ in
             nothing but streams and queries, as those of several threads. Each caller gets its own answer or
             its own error all the same.
+        direct: Over unix:// make calls of one message without gRPC, where the server has a socket for that
+            beside its own: a small one takes half a millisecond less.
 
     Raises:
         InvalidArgumentError: The URL or another argument is wrong.
@@ -49,7 +52,8 @@ def connect(
     target = parse_url(url)
     check_token(token, target, allow_insecure_token=allow_insecure_token)
     check_tls(tls, target)
-    runner = Runner(open_transport(target, token, tls), url, timeout_s=timeout_s, retries=retries)
+    transport = open_transport(target, token, tls, direct=direct)
+    runner = Runner(transport, url, timeout_s=timeout_s, retries=retries)
     # In one process there is no message to be saved.
     return Client(runner, url, coalesce=coalesce and target.kind != "embedded")
 

@@ -12,12 +12,21 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from recollect._async_direct import AsyncDirect
+from recollect._direct import Direct
 from recollect._regions import REFUSALS, Region, RegionPool, open_requests
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
 from recollect._work import OPEN_REGION, SEARCH, Collector, Reply, Upload
-from recollect.errors import ClosedError, InvalidArgumentError, RecollectError, error_from_status
+from recollect.errors import (
+    ClosedError,
+    InternalError,
+    InvalidArgumentError,
+    RecollectError,
+    UnavailableError,
+    error_from_status,
+)
 from recollect.v1 import memory_pb2 as pb
 
 _ERROR_KEY = "recollect-error-bin"
@@ -45,8 +54,11 @@ Metadata = tuple[tuple[str, str], ...]
 class GrpcTransport:
     """One channel, opened at the first call."""
 
-    def __init__(self, target: Target, token: str | None, tls: TLS | None = None) -> None:
+    def __init__(
+        self, target: Target, token: str | None, tls: TLS | None = None, *, direct: bool = True
+    ) -> None:
         self._url = target.url
+        self._direct = Direct(target.socket_path if direct else None, target.url, token)
         self._metadata = _bearer(token)
         credentials = _encryption(target, tls)
         if credentials is None:
@@ -62,6 +74,9 @@ class GrpcTransport:
     ) -> Reply:
         """Sends one request and waits for its answer."""
         with traced(method, self._url) as headers, self._translated:
+            raw = self._direct.call(method, request, timeout_s=timeout_s, headers=headers)
+            if raw is not None:
+                return reply_type.FromString(raw)
             multicallable = self._methods.get(method)
             if multicallable is None:
                 multicallable = self._methods[method] = self._channel.unary_unary(
@@ -129,6 +144,7 @@ class GrpcTransport:
     def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
         self._translated.is_closed = True
+        self._direct.close()
         self._regions.close()
         self._channel.close()
 
@@ -136,8 +152,11 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """One channel, opened at the first call, in the event loop of that call."""
 
-    def __init__(self, target: Target, token: str | None, tls: TLS | None = None) -> None:
+    def __init__(
+        self, target: Target, token: str | None, tls: TLS | None = None, *, direct: bool = True
+    ) -> None:
         self._url = target.url
+        self._direct = AsyncDirect(target.socket_path if direct else None, target.url, token)
         self._address = target.address
         self._metadata = _bearer(token)
         self._credentials = _encryption(target, tls)
@@ -151,6 +170,9 @@ class AsyncGrpcTransport:
     ) -> Reply:
         """Sends one request and waits for its answer."""
         with traced(method, self._url) as headers, self._translated:
+            raw = await self._direct.call(method, request, timeout_s=timeout_s, headers=headers)
+            if raw is not None:
+                return reply_type.FromString(raw)
             multicallable = self._methods.get(method)
             if multicallable is None:
                 multicallable = self._methods[method] = self._opened().unary_unary(
@@ -224,6 +246,7 @@ class AsyncGrpcTransport:
     async def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
         self._translated.is_closed = True
+        self._direct.close()
         self._regions.close()
         if self._channel is not None:
             await self._channel.close()
@@ -255,10 +278,13 @@ class _Translated:
         traceback: TracebackType | None,
     ) -> Literal[False]:
         # Those that are none of a call: "Cannot invoke RPC on closed channel!", "Channel is closed."
-        if self.is_closed and isinstance(error, grpc.RpcError | ValueError | grpc.aio.UsageError):
+        of_closed = (grpc.RpcError, ValueError, grpc.aio.UsageError, UnavailableError)
+        if self.is_closed and isinstance(error, of_closed):
             raise closed(self._url) from error
         if isinstance(error, grpc.RpcError):
             raise _translate(self._url, *_status(error)) from error
+        if isinstance(error, DecodeError):
+            raise InternalError(f"The answer of {self._url} is none", reason="BAD_REPLY") from error
         return False
 
 

@@ -48,20 +48,24 @@ class AsyncTransport(Protocol):
     async def close(self) -> None: ...
 
 
-def open_transport(target: Target, token: str | None, tls: TLS | None = None) -> Transport:
+def open_transport(
+    target: Target, token: str | None, tls: TLS | None = None, *, direct: bool = True
+) -> Transport:
     """The transport for a URL. Nothing is dialled yet."""
     if target.kind == "embedded":
         return EmbeddedTransport(token)
     # Here, so that `import recollect` brings no gRPC: `recollect serve` has to set something before that.
     from recollect._grpc_transport import GrpcTransport
 
-    return GrpcTransport(target, token, tls)
+    return GrpcTransport(target, token, tls, direct=direct)
 
 
-def open_async_transport(target: Target, token: str | None, tls: TLS | None = None) -> AsyncTransport:
+def open_async_transport(
+    target: Target, token: str | None, tls: TLS | None = None, *, direct: bool = True
+) -> AsyncTransport:
     """The transport for a URL. Nothing is dialled yet."""
     if target.kind == "embedded":
         return AsyncEmbeddedTransport(token)
     from recollect._grpc_transport import AsyncGrpcTransport
 
-    return AsyncGrpcTransport(target, token, tls)
+    return AsyncGrpcTransport(target, token, tls, direct=direct)

@@ -12,7 +12,7 @@ from recollect._tls import TLS
 from recollect.errors import InvalidArgumentError
 
 _FORMS = "grpc://host:port, grpcs://host:port (TLS), unix:///path/to.sock or embedded://"
-_SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path on Linux, without its final zero
+SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path on Linux, without its final zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,9 @@ def _parse_unix(url: str, path: str) -> Target:
             f"url {url!r} must name the absolute path of a socket: unix:///path/to.sock (three slashes)"
         )
     length = len(path.encode())
-    if length > _SOCKET_PATH_BYTES_MAX:
+    if length > SOCKET_PATH_BYTES_MAX:
         raise _refusal(
-            f"url names a socket path of {length} bytes; the system allows {_SOCKET_PATH_BYTES_MAX}: {url!r}"
+            f"url names a socket path of {length} bytes; the system allows {SOCKET_PATH_BYTES_MAX}: {url!r}"
         )
     return Target("unix", url, f"unix:{path}", is_local=True, socket_path=path)
 

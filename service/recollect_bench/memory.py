@@ -24,9 +24,17 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 @contextmanager
-def server_and_client() -> Iterator[tuple[Server, recollect.Client]]:
-    """A server, and a client on its unix socket."""
-    with memory_server() as server, recollect.connect(server.unix_url, timeout_s=600) as client:
+def server_and_client(*, direct: bool = False) -> Iterator[tuple[Server, recollect.Client]]:
+    """A server, and a client on its unix socket.
+
+    Args:
+        direct: Whether its calls of one message go without gRPC, as they do by default. What says nothing of
+            it is measured over gRPC.
+    """
+    with (
+        memory_server() as server,
+        recollect.connect(server.unix_url, timeout_s=600, direct=direct) as client,
+    ):
         yield server, client
 
 

@@ -17,6 +17,7 @@ from recollect_server.domain.ports import Device
 from recollect_server.embedded import EmbeddedTransport, open_transport
 from tests.clients import Raw, blocking_client, raw_embedded, raw_grpc
 from tests.contract.memories import Memories
+from tests.direct_frames import raw_direct
 from tests.server_process import ServerProcess
 
 WAYS = ("embedded", "embedded-async", "unix", "unix-async", "tcp", "tcp-async", "torch")
@@ -96,13 +97,17 @@ def embedded_server() -> Iterator[EmbeddedTransport]:
     transport.close()
 
 
-@pytest.fixture(params=["grpc", "embedded"])
+@pytest.fixture(params=["grpc", "direct", "embedded"])
 def raw(request: pytest.FixtureRequest) -> Iterator[Raw]:
     """Sends messages as they are, past the client's own checks."""
     if request.param == "embedded":
         yield raw_embedded(request.getfixturevalue("embedded_server"))
         return
     server: ServerProcess = request.getfixturevalue("server")
+    if request.param == "direct":
+        yield raw_direct(server.socket)
+        assert server.is_alive
+        return
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(server.tcp_url.removeprefix("grpc://"), options=options) as channel:
         yield raw_grpc(channel)

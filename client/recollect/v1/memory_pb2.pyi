@@ -1112,3 +1112,61 @@ class ErrorDetail(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["argument", b"argument", "error_id", b"error_id", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]) -> None: ...
 
 Global___ErrorDetail: typing_extensions.TypeAlias = ErrorDetail
+
+@typing.final
+class DirectCall(google.protobuf.message.Message):
+    """Before the message of a call that travels without gRPC, on the server's own machine (docs/adr/0031)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    CREDENTIAL_FIELD_NUMBER: builtins.int
+    TIMEOUT_S_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """full path, as in gRPC"""
+    credential: builtins.str
+    """API key; empty: none"""
+    timeout_s: builtins.float
+    """how long the caller waits; absent: for ever"""
+    traceparent: builtins.str
+    """W3C trace context"""
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        credential: builtins.str = ...,
+        timeout_s: builtins.float | None = ...,
+        traceparent: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_timeout_s", b"_timeout_s", "timeout_s", b"timeout_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_timeout_s", b"_timeout_s", "credential", b"credential", "method", b"method", "timeout_s", b"timeout_s", "traceparent", b"traceparent"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_timeout_s", b"_timeout_s"]) -> typing.Literal["timeout_s"] | None: ...
+
+Global___DirectCall: typing_extensions.TypeAlias = DirectCall
+
+@typing.final
+class DirectAnswer(google.protobuf.message.Message):
+    """Before the message that answers it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    status: builtins.str
+    """name of gRPC's status; empty: OK"""
+    message: builtins.str
+    @property
+    def error(self) -> Global___ErrorDetail: ...
+    def __init__(
+        self,
+        *,
+        status: builtins.str = ...,
+        message: builtins.str = ...,
+        error: Global___ErrorDetail | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "message", b"message", "status", b"status"]) -> None: ...
+
+Global___DirectAnswer: typing_extensions.TypeAlias = DirectAnswer

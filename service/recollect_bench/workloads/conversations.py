@@ -14,7 +14,7 @@ from recollect_bench.memory import LAYER, namespace
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 from recollect_bench.server import memory_server
-from recollect_bench.timing import Call, alternate
+from recollect_bench.timing import Call, Spread, alternate
 
 CONVERSATIONS, HEADS, DIM, ENTRIES, TOP_K = 64, 8, 64, 4096, 32
 GOAL = ">= 4"
@@ -30,11 +30,34 @@ CASES = {
 
 def run(scale: Scale) -> Outcome:
     """64 streams of 4,096 entries x 8 heads: one call for all, and a call of each at once."""
+    return Outcome(figures=_figures(scale, direct=False) + _figures(scale, direct=True))
+
+
+def _figures(scale: Scale, *, direct: bool) -> list[Figure]:
+    times, way = _times(scale, direct=direct), ", without gRPC" if direct else ""
+    after = times["after"]
+    return [
+        Figure(
+            "conversations",
+            f"{case}, {HEADS} heads x {scale.size(ENTRIES):,} x {DIM} each{way}",
+            f"{CONVERSATIONS / times[turn].median_s:,.0f} steps/s, {times[turn]}",
+            f"one after another {CONVERSATIONS / after.median_s:,.0f} steps/s, {after}",
+            ratio=after.median_s / times[turn].median_s,
+            goal=GOAL,
+        )
+        for turn, case in CASES.items()
+    ]
+
+
+def _times(scale: Scale, *, direct: bool) -> dict[str, Spread]:
     entries, names = scale.size(ENTRIES), [f"c{number}" for number in range(CONVERSATIONS)]
     data = datasets.make("subspace", entries=HEADS * entries, queries=CONVERSATIONS * HEADS, seed=scale.seed)
     keys, values = (array.reshape(1, HEADS, entries, DIM) for array in (data.keys, data.values))
     queries = data.queries.reshape(CONVERSATIONS, HEADS, 1, DIM)
-    with memory_server() as server, recollect.connect(server.unix_url, timeout_s=600) as client:
+    with (
+        memory_server() as server,
+        recollect.connect(server.unix_url, timeout_s=600, direct=direct) as client,
+    ):
         # As stored and sent by default.
         space = namespace(client, "conversations", dim=DIM, heads=HEADS, capacity=entries, dtype="float16")
         for number, name in enumerate(names):
@@ -61,7 +84,7 @@ def run(scale: Scale) -> Outcome:
             return (time.perf_counter() - begun_s) / ON_END
 
         with asyncio.Runner() as runner, ThreadPoolExecutor(CONVERSATIONS) as threads:
-            there = runner.run(_open(server.unix_url))
+            there = runner.run(_open(server.unix_url, direct=direct))
 
             def at_once() -> None:
                 runner.run(_at_once(there[1], queries, names))
@@ -74,23 +97,11 @@ def run(scale: Scale) -> Outcome:
             }
             times = alternate(turns, rounds=scale.rounds, seconds_max=scale.seconds_max, warm=2)
             runner.run(there[0].close())
-    outcome, after = Outcome(), times["after"]
-    for turn, case in CASES.items():
-        taken = times[turn]
-        figure = Figure(
-            "conversations",
-            f"{case}, {HEADS} heads x {entries:,} x {DIM} each",
-            f"{CONVERSATIONS / taken.median_s:,.0f} steps/s, {taken}",
-            f"one after another {CONVERSATIONS / after.median_s:,.0f} steps/s, {after}",
-            ratio=after.median_s / taken.median_s,
-            goal=GOAL,
-        )
-        outcome.figures.append(figure)
-    return outcome
+    return times
 
 
-async def _open(url: str) -> tuple[recollect.AsyncClient, recollect.AsyncNamespace]:
-    client = recollect.connect_async(url, timeout_s=600)
+async def _open(url: str, *, direct: bool) -> tuple[recollect.AsyncClient, recollect.AsyncNamespace]:
+    client = recollect.connect_async(url, timeout_s=600, direct=direct)
     return client, await client.namespace("conversations")
 
 

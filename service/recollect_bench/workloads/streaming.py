@@ -25,6 +25,7 @@ CHECKED_EVERY, STEPS_LEAST = 4, 3
 SAMPLE, SETTLE_S = 512, 10.0
 GOALS = {"mixture": 10.0, "sphere": 3.0}
 GOAL, GOAL_LUCIDRAINS = 5.0, 10.0
+OURS, DIRECT = "over gRPC", "without gRPC"
 
 
 @dataclass(slots=True)
@@ -65,8 +66,8 @@ def _one(name: str, scale: Scale, outcome: Outcome) -> None:
     job = _Job(data, entries, step)
     peers: list[Peer] = []
     try:
-        with server_and_client() as (_, client):
-            contenders = {"recollect": Contender(_ours(client, job))}
+        with server_and_client() as (_, client), server_and_client(direct=True) as (_, directly):
+            contenders = {OURS: Contender(_ours(client, job)), DIRECT: Contender(_ours(directly, job))}
             for peer in scale.peers:
                 reason = reason_absent(peer)
                 if reason is None:
@@ -175,24 +176,34 @@ def _some_steps(contender: Contender, job: _Job, numbers: range) -> None:
 
 
 def _report(name: str, contenders: dict[str, Contender], outcome: Outcome) -> None:
-    ours = contenders.pop("recollect")
-    spread = Spread.of(ours.seconds)
-    said = f"{1 / spread.median_s:.1f} steps/s, {spread}, slowest {max(ours.seconds) * 1e3:.3g} ms"
+    ours, directly = contenders.pop(OURS), contenders.pop(DIRECT)
     if not contenders:
-        outcome.figures.append(Figure("streaming", name, said, recall=ours.recall))
+        outcome.figures += [_alone(name, ours), _alone(f"{name}, {DIRECT}", directly)]
     for peer, theirs in contenders.items():
-        other = Spread.of(theirs.seconds)
         goal = {"usearch": GOALS.get(name, GOAL), "lucidrains": GOAL_LUCIDRAINS}.get(peer)
-        outcome.figures.append(
-            Figure(
-                "streaming",
-                f"{name}, against {peer}",
-                said,
-                f"{1 / other.median_s:.1f} steps/s, {other}, slowest {max(theirs.seconds) * 1e3:.3g} ms",
-                ratio=other.median_s / spread.median_s,
-                goal="" if goal is None else f">= {goal:g}",
-                recall=ours.recall,
-                their_recall=theirs.recall,
-                note=theirs.note,
-            )
-        )
+        outcome.figures.append(_beside(f"{name}, against {peer}", ours, theirs, goal))
+        if goal is not None:
+            outcome.figures.append(_beside(f"{name}, {DIRECT}, against {peer}", directly, theirs, goal))
+
+
+def _alone(case: str, ours: Contender) -> Figure:
+    return Figure("streaming", case, _said(ours), recall=ours.recall)
+
+
+def _beside(case: str, ours: Contender, theirs: Contender, goal: float | None) -> Figure:
+    return Figure(
+        "streaming",
+        case,
+        _said(ours),
+        _said(theirs),
+        ratio=Spread.of(theirs.seconds).median_s / Spread.of(ours.seconds).median_s,
+        goal="" if goal is None else f">= {goal:g}",
+        recall=ours.recall,
+        their_recall=theirs.recall,
+        note=theirs.note,
+    )
+
+
+def _said(contender: Contender) -> str:
+    spread = Spread.of(contender.seconds)
+    return f"{1 / spread.median_s:.1f} steps/s, {spread}, slowest {max(contender.seconds) * 1e3:.3g} ms"

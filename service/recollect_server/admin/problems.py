@@ -29,6 +29,7 @@ STATUS: dict[type[errors.RecollectError], int] = {
     errors.RevisionConflictError: 412,
     errors.RegionUnusableError: 409,
     errors.TooManyRegionsError: 429,
+    errors.MessageTooLargeError: 413,
     errors.MemoryExhaustedError: 429,
     errors.TooManyNamespacesError: 429,
     errors.TooManyStreamsError: 429,

@@ -142,6 +142,12 @@ class TooManyRegionsError(ResourceExhaustedError):
     reason = "TOO_MANY_REGIONS"
 
 
+class MessageTooLargeError(ResourceExhaustedError):
+    """The request has more bytes than the server takes in a message."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+
 class QuotaExceededError(ResourceExhaustedError):
     """A quota of the tenant stands in the way; `reason` says which: QUOTA_BYTES, QUOTA_CALLS_PER_SECOND, ...
 

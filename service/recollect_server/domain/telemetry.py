@@ -12,7 +12,7 @@ class CallRecord:
 
     Attributes:
         method: "Attend", or an admin route as "GET /api/v1/tenants".
-        transport: "grpc", "embedded" or "http".
+        transport: "grpc", "direct", "embedded" or "http".
         tenant: Whose it was; "" where nobody was authenticated, and for operators.
         key_id: Of the key shown; "" where none was valid.
         status: gRPC status name, or the HTTP status as text.

@@ -30,7 +30,7 @@ GRPC_STATUSES = frozenset(
 )
 HTTP_STATUSES = frozenset(str(code) for code in range(100, 600))
 STATUSES = GRPC_STATUSES | HTTP_STATUSES
-TRANSPORTS = frozenset({"grpc", "embedded", "http"})
+TRANSPORTS = frozenset({"grpc", "direct", "embedded", "http"})
 
 
 class FirstSeen:

@@ -15,6 +15,9 @@ from recollect_server.domain.telemetry import CallRecord
 
 REQUEST_ID_LENGTH_MAX = 128
 
+DEADLINE_S_MAX = 10.0 * 365 * 86_400
+"""What is beyond is no deadline: some clients write one at the end of time for none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -23,7 +26,7 @@ class Arrival:
     Attributes:
         path: "/recollect.v1.MemoryService/Attend".
         credential: What its caller showed, or None.
-        transport: "grpc" or "embedded".
+        transport: "grpc", "direct" or "embedded".
         source: Host of the caller, "unix", or "".
         deadline_s: When it stops waiting, in `time.monotonic()` seconds; None: never.
         request_id: For logs; "" to have one made.

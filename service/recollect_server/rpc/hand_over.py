@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
-import stat
 
 from recollect_server.rpc.regions import ID_BYTES, Regions
+from recollect_server.rpc.side_socket import SideSocket
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".region"
 """After the path of gRPC's socket. Clients know it too."""
 
-PATH_BYTES_MAX = 107
-"""Of the kernel."""
-
 ASK_S = 5.0
 """Who connects has so long to say which region he wants."""
 
-BACKLOG = 64
 CONNECTIONS_MAX = 256
 
 
@@ -37,49 +31,26 @@ class HandOver:
 
     def __init__(self, regions: Regions, path: str, *, mode: int) -> None:
         self._regions = regions
-        self._path = path + SUFFIX
-        self._mode = mode
+        self._socket = SideSocket(path, SUFFIX, mode=mode, purpose="no memory is shared")
         self._connections: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
-        self._inode = 0  # of the socket's file
         self._accepting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Binds and serves. Without it callers send and get messages as over a network."""
-        if len(self._path.encode()) > PATH_BYTES_MAX:
-            log.warning("no memory is shared over %s: its path is too long", self._path)
-            return
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.lstat(self._path).st_mode):  # its server is gone: gRPC's socket was free
-                os.unlink(self._path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.setblocking(False)
-        try:
-            listener.bind(self._path)
-        except OSError as error:  # somebody's file is there
-            log.warning("no memory is shared over %s: %s", self._path, error)
-            listener.close()
-            return
-        os.chmod(self._path, self._mode)
-        self._inode = os.lstat(self._path).st_ino
-        listener.listen(BACKLOG)
-        self._listener = listener
-        self._accepting = asyncio.create_task(self._accept(listener))
+        listener = self._socket.listen()
+        if listener is not None:
+            self._accepting = asyncio.create_task(self._accept(listener))
 
     async def stop(self) -> None:
         """Closes the socket and all regions."""
-        if self._listener is None or self._accepting is None:
+        if self._accepting is None:
             return
         tasks = [self._accepting, *self._connections]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # Before the socket is closed, which keeps its inode from being another file's.
-        with contextlib.suppress(FileNotFoundError):
-            if os.lstat(self._path).st_ino == self._inode:  # not of a server that came after this one
-                os.unlink(self._path)
-        self._listener.close()
-        self._listener = None
+        self._accepting = None
+        self._socket.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -10,10 +10,13 @@ from typing import cast
 
 import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
+
+ENVELOPE_BYTES = 64 * 1024
+"""Room for names and numbers beside a message's tensors."""
 
 FIELDS_OF_A_ROW = 8
 """Generous: its stream, its sequence and its length, also where a list of numbers is not packed."""
@@ -22,6 +25,25 @@ FIELDS_BESIDE = 1024
 """Of everything that does not grow with rows."""
 
 VARINT_BYTES_MAX = 10
+
+
+def read_message(kind: type[Message], raw: bytes, limits: Limits) -> Message:
+    """The message that these bytes are.
+
+    Args:
+        kind: Of the message.
+        raw: As it came.
+        limits: The server's bounds.
+
+    Raises:
+        InvalidArgumentError: They are none, or one that is not worth parsing.
+    """
+    if len(raw) > ENVELOPE_BYTES:  # in less there cannot be much to parse
+        check_parts(kind, raw, limits)
+    try:
+        return kind.FromString(raw)
+    except DecodeError as malformed:
+        raise InvalidArgumentError("request", f"{malformed}") from None
 
 
 def check_parts(kind: type[Message], raw: bytes, limits: Limits) -> None:

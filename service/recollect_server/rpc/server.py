@@ -15,7 +15,6 @@ from urllib.parse import unquote
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
 from grpc_reflection.v1alpha import reflection
 
 from recollect.v1 import memory_pb2 as pb
@@ -27,11 +26,12 @@ from recollect_server.domain.errors import (
 )
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.listen import ListenAddress
-from recollect_server.rpc.call import Arrival
+from recollect_server.rpc.call import DEADLINE_S_MAX, Arrival
+from recollect_server.rpc.direct import DirectServer
 from recollect_server.rpc.endpoint import SERVICES, Endpoint, Received, Response, Route, Sent
 from recollect_server.rpc.hand_over import HandOver
 from recollect_server.rpc.health import Health
-from recollect_server.rpc.parts import check_parts
+from recollect_server.rpc.parts import ENVELOPE_BYTES, read_message
 from recollect_server.rpc.patience import Patience
 from recollect_server.rpc.regions import Regions
 from recollect_server.rpc.status import detail_of, status_of
@@ -40,12 +40,6 @@ from recollect_server.rpc.streams import SearchStream
 log = logging.getLogger(__name__)
 
 ERROR_DETAIL_KEY = "recollect-error-bin"
-
-ENVELOPE_BYTES = 64 * 1024
-"""Room for names and numbers beside a message's tensors."""
-
-DEADLINE_S_MAX = 10.0 * 365 * 86_400
-"""What is beyond is no deadline: some clients write one at the end of time for none."""
 
 LINGER_S = 2.0
 """How long the end of an answer, some megabytes in socket buffers, may take when the server ends."""
@@ -82,9 +76,9 @@ class RpcServer:
         self._patience = Patience(limits.receive_s_max)
         self._credentials = credentials
         self._socket_mode = 0o600 if is_dev else 0o660
-        self._hand_overs = [
-            HandOver(regions, address.path, mode=self._socket_mode) for address in listen if address.path
-        ]
+        paths = [address.path for address in listen if address.path]
+        self._hand_overs = [HandOver(regions, path, mode=self._socket_mode) for path in paths]
+        self._direct = [DirectServer(endpoint, path, mode=self._socket_mode, limits=limits) for path in paths]
         self._health = Health()
         self._ends_s = math.inf
         self._server = grpc.aio.server(
@@ -121,6 +115,8 @@ class RpcServer:
                 os.chmod(address.path, self._socket_mode)
         for hand_over in self._hand_overs:
             hand_over.start()
+        for direct in self._direct:
+            await direct.start()
         self._health.is_serving = True
         return bound
 
@@ -133,7 +129,9 @@ class RpcServer:
         """Drains, and ends when the calls in flight have, or after `grace_s`."""
         self._ends_s = time.monotonic() + grace_s
         await self.drain()
-        await self._server.stop(grace_s)
+        await asyncio.gather(
+            self._server.stop(grace_s), *(direct.stop(grace_s=grace_s) for direct in self._direct)
+        )
         for hand_over in self._hand_overs:
             await hand_over.stop()
 
@@ -178,7 +176,7 @@ class RpcServer:
                     ) from None
                 if not isinstance(raw, bytes):  # the call was closed without a message
                     raise InvalidArgumentError("request", "is missing")
-                return Received(self._message(route, raw), len(raw))
+                return Received(read_message(route.request_type, raw, self._limits), len(raw))
 
             async def send(response: Response) -> Sent[bytes | None]:
                 if isinstance(response, SearchStream):
@@ -218,14 +216,6 @@ class RpcServer:
             # Not to the end of the grace: what is complete would be cut off.
             await asyncio.sleep(max(0.0, min(LINGER_S, (self._ends_s - time.monotonic()) / 2)))
         return sent_bytes
-
-    def _message(self, route: Route, raw: bytes) -> Message:
-        if len(raw) > ENVELOPE_BYTES:  # in less there cannot be much to parse
-            check_parts(route.request_type, raw, self._limits)
-        try:
-            return route.request_type.FromString(raw)
-        except DecodeError as malformed:
-            raise InvalidArgumentError("request", f"{malformed}") from None
 
 
 async def _abort(context: Context, status: grpc.StatusCode, message: str, detail: pb.ErrorDetail) -> bytes:

@@ -24,6 +24,7 @@ STATUS: dict[type[errors.RecollectError], grpc.StatusCode] = {
     errors.RevisionConflictError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RegionUnusableError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TooManyRegionsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.MessageTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.MemoryExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooManyNamespacesError: grpc.StatusCode.RESOURCE_EXHAUSTED,

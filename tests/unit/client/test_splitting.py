@@ -16,7 +16,7 @@ from recollect._results import Dtype
 from recollect._splitting import Assembly, RowSequences, TokenBytes, even_slices, split_grid
 from recollect._writes import prepare_add, prepare_evict
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.rpc.server import ENVELOPE_BYTES
+from recollect_server.rpc.parts import ENVELOPE_BYTES
 
 
 def limits(*, message_bytes_max: int = 0, rows_max: int = 0, tokens_max: int = 0, ids_max: int = 0) -> Limits:

@@ -36,6 +36,7 @@ CLIENT_OF: dict[type[errors.RecollectError], type[recollect.RecollectError]] = {
     errors.RevisionConflictError: recollect.FailedPreconditionError,
     errors.RegionUnusableError: recollect.FailedPreconditionError,
     errors.TooManyRegionsError: recollect.ResourceExhaustedError,
+    errors.MessageTooLargeError: recollect.ResourceExhaustedError,
     errors.QuotaExceededError: recollect.ResourceExhaustedError,
     errors.MemoryExhaustedError: recollect.ResourceExhaustedError,
     errors.TooManyNamespacesError: recollect.ResourceExhaustedError,

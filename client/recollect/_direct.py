@@ -1,0 +1,242 @@
+"""Calls to a server on this machine without gRPC, which costs more than a small call's own work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from google.protobuf.message import Message
+
+from recollect._frames import (
+    CONNECTIONS_MAX,
+    GREETING_S,
+    MARK,
+    PAUSE_S,
+    PREFIX,
+    dialled,
+    frame,
+    is_quiet,
+    refusal,
+    sizes,
+    socket_of,
+)
+from recollect.errors import DeadlineExceededError, RecollectError, UnavailableError
+
+_BUFFER_BYTES = 64 * 1024
+"""Most answers are no longer, and come at once."""
+
+
+class Direct:
+    """Connections of one client, each used by one call at a time. Threads may share it.
+
+    Args:
+        path: Of gRPC's socket; None: the server is not reached by one, and every call takes gRPC.
+        url: Of the server, for errors.
+        token: An API key, or None.
+    """
+
+    def __init__(self, path: str | None, url: str, token: str | None) -> None:
+        self._address = socket_of(path)
+        self._url = url
+        self._token = token or ""
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
+        self._open: set[_Connection] = set()
+        self._opening = 0
+        self._not_before_s = 0.0
+        self._is_closed = False
+        _made.add(self)
+
+    def call(
+        self,
+        method: str,
+        request: Message,
+        *,
+        timeout_s: float | None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> bytes | None:
+        """Sends one request and waits for its answer.
+
+        Returns:
+            The answering message; None: nothing was sent, and gRPC has to.
+
+        Raises:
+            RecollectError: What the server answered, or that it did not.
+        """
+        connection = self._take()
+        if connection is None:
+            return None
+        sent = frame(
+            method, request.SerializeToString(), token=self._token, timeout_s=timeout_s, headers=headers
+        )
+        try:
+            refused, answer = connection.exchange(sent, timeout_s)
+        except TimeoutError:
+            self._give_up(connection)
+            raise DeadlineExceededError(f"{self._url} did not answer in time") from None
+        except OSError as lost:
+            self._give_up(connection)
+            # What a closed client's calls end with is said by who knows that it was closed.
+            raise UnavailableError(f"no memory server answers at {self._url}: {lost}") from lost
+        except BaseException:  # the answer may still come, and must not be taken for that of another call
+            self._give_up(connection)
+            raise
+        with self._lock:
+            self._idle.append(connection)
+        try:
+            if refused is not None:
+                raise refused
+        finally:
+            del refused  # its traceback holds this frame: each would hold the other, and the caller's arrays
+        return answer
+
+    def close(self) -> None:
+        """Closes all connections; calls in flight end with an error."""
+        with self._lock:
+            self._is_closed = True
+            for connection in self._open:
+                connection.shut_down()
+            while self._idle:
+                self._forget(self._idle.pop())
+
+    def _take(self) -> _Connection | None:
+        """One that no call uses; None where the server has none, or all are in use."""
+        if self._address is None:
+            return None
+        with self._lock:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.is_usable():
+                    return connection
+                self._forget(connection)
+            under_way = len(self._open) + self._opening
+            if self._is_closed or under_way >= CONNECTIONS_MAX or time.monotonic() < self._not_before_s:
+                return None
+            self._opening += 1
+        try:
+            connection = _Connection(self._address)
+        except OSError:  # no such server, an older or a newer one, or one with too many callers
+            with self._lock:
+                self._opening -= 1
+                self._not_before_s = time.monotonic() + PAUSE_S
+            return None
+        self._opened(connection)
+        return connection
+
+    def _opened(self, connection: _Connection) -> None:
+        with self._lock:
+            self._opening -= 1
+            self._open.add(connection)
+            if self._is_closed:  # meanwhile
+                connection.shut_down()
+
+    def forked(self) -> None:
+        """In the child: what is open is the parent's."""
+        self._lock = threading.Lock()  # another thread may have had it
+        for connection in self._open:
+            connection.close()  # this process's end
+        self._idle, self._open, self._opening = [], set(), 0
+
+    def _give_up(self, connection: _Connection) -> None:
+        with self._lock:
+            self._forget(connection)
+
+    def _forget(self, connection: _Connection) -> None:
+        """With the lock."""
+        self._open.discard(connection)
+        connection.close()
+
+
+_made: weakref.WeakSet[Direct] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for direct in list(_made):
+        direct.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class _Connection:
+    """One connection, on which there is one call at a time.
+
+    Args:
+        address: Path of its socket.
+
+    Raises:
+        OSError: The server lets nobody in there.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._socket = dialled(address)
+        try:
+            self._socket.settimeout(GREETING_S)
+            if self._socket.recv(len(MARK), socket.MSG_WAITALL) != MARK:
+                raise ConnectionError("the server did not let this client in")
+        except BaseException:
+            self._socket.close()
+            raise
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+
+    def is_usable(self) -> bool:
+        """Whether the server has it open still."""
+        self._socket.setblocking(False)
+        return is_quiet(self._socket)
+
+    def exchange(self, sent: bytes, timeout_s: float | None) -> tuple[RecollectError | None, bytes]:
+        """Sends a call; returns the error that the server answers, if it is one, and the message.
+
+        Raises:
+            OSError: The connection was lost; a `TimeoutError`: no answer within `timeout_s`.
+            InternalError: What came is no answer.
+        """
+        left_s = _clock(timeout_s)
+        self._socket.settimeout(left_s())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(sent)
+            # Else the server would not read all of it: it has said why.
+        filled = 0
+        while filled < PREFIX.size:
+            filled += self._receive(self._view[filled:], left_s)
+        head_bytes, message_bytes = sizes(self._buffer)
+        start, end = PREFIX.size + head_bytes, PREFIX.size + head_bytes + message_bytes
+        if end <= _BUFFER_BYTES:
+            whole = self._view
+        else:
+            whole = memoryview(bytearray(end))
+            whole[:filled] = self._view[:filled]
+        while filled < end:
+            filled += self._receive(whole[filled:end], left_s)
+        return refusal(bytes(whole[PREFIX.size : start])), bytes(whole[start:end])
+
+    def _receive(self, into: memoryview, left_s: Callable[[], float | None]) -> int:
+        self._socket.settimeout(left_s())
+        size = self._socket.recv_into(into)
+        if size == 0:
+            raise ConnectionError("the server closed the connection")
+        return size
+
+    def shut_down(self) -> None:
+        """Ends what is under way, from another thread."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Closes it."""
+        self._socket.close()
+
+
+def _clock(timeout_s: float | None) -> Callable[[], float | None]:
+    """What is left of a call's time; a millionth of a second at least, since 0 means not to wait at all."""
+    if timeout_s is None:
+        return lambda: None
+    end_s = time.monotonic() + timeout_s
+    return lambda: max(1e-6, end_s - time.monotonic())

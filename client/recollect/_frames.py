@@ -1,0 +1,104 @@
+"""What a call without gRPC looks like on its socket: a prefix, a head, a message."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from google.protobuf.message import DecodeError
+
+from recollect._url import SOCKET_PATH_BYTES_MAX
+from recollect.errors import InternalError, RecollectError, error_from_status
+from recollect.v1 import memory_pb2 as pb
+
+SUFFIX = ".direct"
+"""After the path of gRPC's socket: where the server answers such calls. It knows it too, and what follows."""
+
+MARK = b"RCD1"
+"""A server says so to whom it lets in, and each frame begins with it. The last byte is the version."""
+
+PREFIX = struct.Struct("<4sII")
+"""The mark, bytes of the head, bytes of the message."""
+
+CONNECTIONS_MAX = 8
+"""Of one client: calls on the way at the same time. Others take gRPC."""
+
+GREETING_S = 1.0
+"""A server that says nothing for so long does not let the client in."""
+
+PAUSE_S = 5.0
+"""After the server did not let a client connect: it takes gRPC meanwhile."""
+
+
+def socket_of(path: str | None) -> str | None:
+    """Where to connect, by the path of gRPC's socket; None: nowhere."""
+    address = "" if path is None else path + SUFFIX
+    return address if address and len(address.encode()) <= SOCKET_PATH_BYTES_MAX else None
+
+
+def dialled(address: str) -> socket.socket:
+    """A connection that does not block.
+
+    Raises:
+        OSError: There is no server, or too many wait for it.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A unix socket connects at once, or not at all: there would be no end of waiting for a full queue.
+        connection.setblocking(False)
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def is_quiet(connection: socket.socket) -> bool:
+    """Whether a connection that does not block is open still. Between calls there is nothing to be read."""
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def frame(
+    method: str, message: bytes, *, token: str, timeout_s: float | None, headers: tuple[tuple[str, str], ...]
+) -> bytes:
+    """A call as bytes."""
+    head = pb.DirectCall(method=method, credential=token, timeout_s=timeout_s)
+    if headers:
+        head.traceparent = dict(headers).get("traceparent", "")
+    raw = head.SerializeToString()
+    return b"".join((PREFIX.pack(MARK, len(raw), len(message)), raw, message))
+
+
+def sizes(prefix: bytes | bytearray) -> tuple[int, int]:
+    """Bytes of an answer's head and of its message, by its first `PREFIX.size`.
+
+    Raises:
+        InternalError: It is no answer.
+    """
+    mark, head_bytes, message_bytes = PREFIX.unpack_from(prefix)
+    if mark != MARK:
+        raise _no_answer()
+    return head_bytes, message_bytes
+
+
+def refusal(head: bytes) -> RecollectError | None:
+    """The error that an answer's head tells of; None: the call went well."""
+    if not head:
+        return None
+    try:
+        answer = pb.DirectAnswer.FromString(head)
+    except DecodeError:
+        return _no_answer()
+    if not answer.status:
+        return None
+    return error_from_status(answer.status, answer.message, answer.error)
+
+
+def _no_answer() -> InternalError:
+    return InternalError("The server's answer is none: what listens beside its socket?", reason="BAD_REPLY")

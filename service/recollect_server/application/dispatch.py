@@ -27,9 +27,10 @@ had work within `SHARED_FOR_S`, or alone. Longer ones are hardly more work for t
 
 SHARED_FOR_S = 1.0
 
-HERE_S = 0.002
+SHARED_HERE_S, LONE_HERE_S = 0.002, 0.004
 """What takes no longer is done by the thread that brings it, if the device is idle: to hand it to another
-thread and to wake up twice for it costs as much as a decoding step."""
+thread and to wake up twice for it costs as much as a decoding step. Beside another lane, or alone: who comes
+in meanwhile is read later, and would have waited for such a turn as long."""
 
 DRAINING_RETRY_S = 1.0
 
@@ -194,12 +195,13 @@ class Dispatcher:
                 raise DrainingError("the server is shutting down", retry_after_s=DRAINING_RETRY_S)
             if job.is_refusable:
                 self._require_room(job, now_s)
-            fits = self._fits_here(job)
-            self._load.queued(job.tenant, job.cost, weight=job.weight, lane=job.lane)
-            self._queue.push(job.tenant, call, lane=job.lane, weight=job.weight)
             if (job.tenant, job.lane) != self._last_lane:
                 self._last_lane = job.tenant, job.lane
                 self._shared_until_s = now_s + SHARED_FOR_S
+            here = self._work_in(self._of_shared(SHARED_HERE_S, LONE_HERE_S))
+            fits = job.cost <= here and self._may_be_here(job)
+            self._load.queued(job.tenant, job.cost, weight=job.weight, lane=job.lane)
+            self._queue.push(job.tenant, call, lane=job.lane, weight=job.weight)
             self._is_lent = fits
             if fits:
                 self._take()
@@ -207,7 +209,7 @@ class Dispatcher:
                 self._ready.notify()
         if fits:
             # Room beyond the estimate: a call that is nearly done is not handed over for its last step.
-            self._turn(call, 2 * self._work_in(HERE_S))
+            self._turn(call, 2 * here)
         if not call.has_ended:
             # Not the call itself: it has the future, and each would hold the other, and the answer, for long.
             future.add_done_callback(partial(self._forget, weakref.ref(call)))
@@ -298,15 +300,19 @@ class Dispatcher:
             self._load.began(call.job.tenant)
         return call
 
-    def _fits_here(self, job: Job[Answer]) -> bool:
-        """Whether the submitting thread may do it: nothing is overtaken, and it fits into a short turn."""
+    def _may_be_here(self, job: Job[Answer]) -> bool:
+        """Whether the submitting thread may do it: nothing is overtaken."""
         is_free = self._any_thread and self._fair and not self._is_lent and self._load.is_idle
-        return is_free and job.may_run_here and job.cost <= self._work_in(HERE_S)
+        return is_free and job.may_run_here
 
     def _budget(self) -> int:
         if not self._fair:
             return UNBOUNDED
-        return self._work_in(SHARED_TURN_S if time.monotonic() < self._shared_until_s else LONE_TURN_S)
+        return self._work_in(self._of_shared(SHARED_TURN_S, LONE_TURN_S))
+
+    def _of_shared(self, shared_s: float, lone_s: float) -> float:
+        """The one or the other: whether another lane had work lately."""
+        return shared_s if time.monotonic() < self._shared_until_s else lone_s
 
     def _work_in(self, seconds: float) -> int:
         return int(seconds * self._load.rate)

@@ -216,23 +216,22 @@ class Memory:
         )
         yield work.moved(command.queries.raw.nbytes)
         rows, heads, tokens, _ = command.queries.shape
-        output = np.zeros((rows, heads, tokens, spec.value_dim), dtype=np.float32)
-        lse = np.full((rows, heads, tokens), -np.inf, dtype=np.float32)
         ids = np.full((rows, heads, tokens, command.top_k), -1, dtype=np.int64) if command.with_ids else None
-        there = [row for row, bank in enumerate(banks) if bank is not None]
-        if there:
-            held = [bank for bank in banks if bank is not None]
-            asked = DenseArray(command.queries.raw[there], command.queries.dtype)
-            attention = yield from attend_rows(
-                held, asked, command.top_k, scale=command.scale, exact=command.exact
-            )
-            output[there], lse[there] = attention.output, attention.lse
-            if ids is not None:
-                for row, bank, slots in zip(there, held, attention.slots, strict=True):
-                    ids[row] = bank.ids(slots)
+        attention = yield from attend_rows(
+            banks,
+            command.queries,
+            command.top_k,
+            value_dim=spec.value_dim,
+            scale=command.scale,
+            exact=command.exact,
+        )
+        if ids is not None:
+            for row, bank in enumerate(banks):
+                if bank is not None:
+                    ids[row] = bank.ids(attention.slots[row])
         return Attended(
-            output=from_float32(output, command.queries.dtype),
-            lse=lse,
+            output=from_float32(attention.output, command.queries.dtype),
+            lse=attention.lse,
             ids=ids,
             next_sequences=_reached(memory, command),
         )

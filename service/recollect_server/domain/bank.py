@@ -193,8 +193,27 @@ class Bank:
 
 
 def attend_rows(
-    banks: Sequence[Bank], queries: DenseArray, top_k: int, *, scale: float, exact: bool = False
+    banks: Sequence[Bank | None],
+    queries: DenseArray,
+    top_k: int,
+    *,
+    value_dim: int,
+    scale: float,
+    exact: bool = False,
 ) -> Steps[Attention]:
-    """As `Bank.attend` of one or more banks of a namespace, each with a row of queries [B, Hq, T, Dk]."""
-    rows = [(bank._store, bank.ring.segments()) for bank in banks]
-    return banks[0]._store.attend_rows(rows, queries, top_k, scale=scale, exact=exact)
+    """As `Bank.attend` of banks of a namespace, each with a row of queries [B, Hq, T, Dk]; None is empty."""
+    held = [(bank._store, bank.ring.segments()) for bank in banks if bank is not None]
+    if held and len(held) == len(banks):
+        return (yield from held[0][0].attend_rows(held, queries, top_k, scale=scale, exact=exact))
+    shape = queries.shape[:3]
+    whole = Attention(
+        output=np.zeros((*shape, value_dim), dtype=np.float32),
+        lse=np.full(shape, -np.inf, dtype=np.float32),
+        slots=np.full((*shape, top_k), -1, dtype=np.int64),
+    )
+    if held:
+        rows = [row for row, bank in enumerate(banks) if bank is not None]
+        asked = DenseArray(queries.raw[rows], queries.dtype)
+        part = yield from held[0][0].attend_rows(held, asked, top_k, scale=scale, exact=exact)
+        whole.output[rows], whole.lse[rows], whole.slots[rows] = part.output, part.lse, part.slots
+    return whole

@@ -8,7 +8,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from recollect_server.application.dispatch import HERE_S, Dispatcher, Job
+from recollect_server.application import dispatch
+from recollect_server.application.dispatch import LONE_HERE_S, SHARED_HERE_S, Dispatcher, Job
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.steps import Steps, in_one_step
 from tests.unit.server.gate import PATIENCE_S, Gate
@@ -56,7 +57,7 @@ def test_a_small_call_overtakes_nobody() -> None:
 def test_what_is_just_small_enough_ends_where_it_comes_in() -> None:
     """A call that uses up its turn is handed over for its last step, which has nothing left to do."""
     dispatcher = Dispatcher(Limits(), any_thread=True)
-    cost = dispatcher._work_in(HERE_S)
+    cost = dispatcher._work_in(SHARED_HERE_S)
 
     def work() -> Steps[str]:
         yield 0
@@ -67,6 +68,24 @@ def test_what_is_just_small_enough_ends_where_it_comes_in() -> None:
     answer = dispatcher.submit(Job("t", work(), cost))
     assert answer.done()
     assert answer.result() == thread_name()
+    dispatcher.drain()
+
+
+def test_a_lane_that_is_alone_may_be_longer_where_it_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A streaming search is handed to another thread though nobody else is there, or holds others up."""
+    monkeypatch.setattr(dispatch, "SHARED_FOR_S", 0.2)
+    dispatcher = Dispatcher(Limits(), any_thread=True)
+    cost = dispatcher._work_in((SHARED_HERE_S + LONE_HERE_S) / 2)
+
+    def ran(lane: str) -> str:
+        return dispatcher.submit(Job("t", in_one_step(thread_name), cost, lane=lane)).result(PATIENCE_S)
+
+    here = thread_name()
+    assert ran("a") == "recollect-device"  # it has only just come
+    time.sleep(0.3)
+    assert ran("a") == here
+    assert ran("b") == "recollect-device"
+    assert ran("a") == "recollect-device"
     dispatcher.drain()
 
 

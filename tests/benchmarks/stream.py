@@ -57,16 +57,20 @@ def raw_stream() -> Iterator[Callable[[], None]]:
     """A call that receives the bytes."""
     command = [sys.executable, "-m", "tests.benchmarks.stream", "--serve-raw"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        options = [("grpc.max_receive_message_length", -1)]
-        with grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}", options=options) as channel:
-            open_stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(RAW)
+        try:
+            assert process.stdout is not None
+            options = [("grpc.max_receive_message_length", -1)]
+            with grpc.insecure_channel(
+                f"127.0.0.1:{int(process.stdout.readline())}", options=options
+            ) as channel:
+                open_stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(RAW)
 
-            def receive() -> None:
-                assert sum(len(chunk) for chunk in open_stream(b"")) == ANSWER_BYTES
+                def receive() -> None:
+                    assert sum(len(chunk) for chunk in open_stream(b"")) == ANSWER_BYTES
 
-            yield receive
-        process.terminate()
+                yield receive
+        finally:
+            process.terminate()
 
 
 def ways(url: str, name: str, *, split: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from recollect._bits import WIRE_DTYPES, Wire
 from recollect._checks import Include
+from recollect._recycling import RESULTS
 from recollect._results import DTYPE_NUMBERS, A, AttendResult, Dtype, NamespaceSpec, SearchResult
 from recollect._splitting import Assembly, Part, RowSequences
 from recollect._streaming import Bytes, ChunkedAnswer
@@ -56,7 +57,7 @@ class SearchAnswer(Generic[A]):
 
         def open_arrays(reply: pb.SearchResponse) -> dict[int, Bytes]:
             opened = self._chunked[index] = {
-                number: np.empty(shape, dtype)
+                number: RESULTS.empty(shape, dtype)
                 for number, _, shape, dtype in self._checked_arrays(index, reply, self._dtype)
             }
             return {number: array.reshape(-1).view(np.uint8) for number, array in opened.items()}

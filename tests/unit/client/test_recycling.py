@@ -58,7 +58,7 @@ def test_the_memory_of_a_result_that_is_gone_is_used_again() -> None:
         lambda array: array,
         lambda array: array[5:9],
         lambda array: array.reshape(-1, 2)[::3].T,
-        lambda array: memoryview(array),
+        memoryview,
         lambda array: torch.from_numpy(array)[7:],
         lambda array: array.view(np.uint16)[:3],
     ],

@@ -58,7 +58,7 @@ class Recycling:
             return np.empty(shape, dtype)
         block = self._taken(size_bytes) or _Block(np.empty(size_bytes, np.uint8))
         # An array of its own, not a view of the block's: it lives as long as views of it.
-        lease = np.frombuffer(memoryview(block.memory), np.uint8, size_bytes)
+        lease = np.frombuffer(block.memory.data, np.uint8, size_bytes)
         weakref.finalize(lease, self._freed.append, block).atexit = False
         return lease.view(dtype).reshape(shape)
 

@@ -48,7 +48,8 @@ def test_the_memory_of_a_result_that_is_gone_is_used_again() -> None:
     del first
     again = recycling.empty((3, FROM_BYTES // 2), np.dtype(np.uint16))
     assert address(again) == where
-    assert (again.shape, again.dtype) == ((3, FROM_BYTES // 2), np.uint16)
+    assert again.shape == (3, FROM_BYTES // 2)
+    assert again.dtype == np.dtype(np.uint16)
     assert again.flags.writeable
 
 

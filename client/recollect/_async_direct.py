@@ -55,10 +55,9 @@ class AsyncDirect:
         connection = await self._take()
         if connection is None:
             return None
-        sent = frame(
-            method, request.SerializeToString(), token=self._token, timeout_s=timeout_s, headers=headers
-        )
         try:
+            raw = request.SerializeToString()
+            sent = frame(method, raw, token=self._token, timeout_s=timeout_s, headers=headers)
             async with asyncio.timeout(timeout_s):
                 refused, answer = await connection.exchange(sent)
         except TimeoutError:

@@ -71,10 +71,9 @@ class Direct:
         connection = self._take()
         if connection is None:
             return None
-        sent = frame(
-            method, request.SerializeToString(), token=self._token, timeout_s=timeout_s, headers=headers
-        )
         try:
+            raw = request.SerializeToString()
+            sent = frame(method, raw, token=self._token, timeout_s=timeout_s, headers=headers)
             refused, answer = connection.exchange(sent, timeout_s)
         except TimeoutError:
             self._give_up(connection)
@@ -86,8 +85,7 @@ class Direct:
         except BaseException:  # the answer may still come, and must not be taken for that of another call
             self._give_up(connection)
             raise
-        with self._lock:
-            self._idle.append(connection)
+        self._give_back(connection)
         try:
             if refused is not None:
                 raise refused
@@ -141,6 +139,13 @@ class Direct:
         for connection in self._open:
             connection.close()  # this process's end
         self._idle, self._open, self._opening = [], set(), 0
+
+    def _give_back(self, connection: _Connection) -> None:
+        with self._lock:
+            if self._is_closed:
+                self._forget(connection)
+            else:
+                self._idle.append(connection)
 
     def _give_up(self, connection: _Connection) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ time on a connection; who closes it while he waits gives the call up, as one tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import struct
@@ -62,6 +63,7 @@ class DirectServer:
         self.is_stopping = False
         self._socket = SideSocket(path, SUFFIX, mode=mode, purpose="callers take gRPC for small calls too")
         self._server: asyncio.Server | None = None
+        self._gone: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Binds and serves. Without it callers take gRPC."""
@@ -76,15 +78,24 @@ class DirectServer:
             return
         self.is_stopping = True
         self._server.close()
-        tasks = [connection.task for connection in self.connections if connection.task is not None]
         for connection in list(self.connections):
             connection.close_when_idle()
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace_s)
+        # Until they are gone, not until their calls are over: the end of an answer may wait for its caller.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self.connections:
+                    self._gone = asyncio.get_running_loop().create_future()
+                    await self._gone
         for connection in list(self.connections):
             connection.abort()
         self._socket.close()
         self._server = None
+
+    def gone(self, connection: Connection) -> None:
+        """Told by one that is closed."""
+        self.connections.discard(connection)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -113,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The call that is under way is given up. See `asyncio.BaseProtocol`."""
-        self._server.connections.discard(self)
+        self._server.gone(self)
         if self.task is not None:
             self.task.cancel()
 

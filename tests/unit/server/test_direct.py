@@ -172,6 +172,27 @@ async def test_the_server_ends_when_calls_in_flight_have(
     assert not Path(f"{tmp_path}/s{SUFFIX}").exists()
 
 
+@pytest.mark.parametrize("size", [*range(150_000, 450_000, 40_000), 8_000_000])
+async def test_the_end_of_an_answer_is_not_cut_off(
+    size: int, server: DirectServer, endpoint: Slow, connect: Connect
+) -> None:
+    """A server that ends while a caller reads loses what has not left its buffers, much or little."""
+    endpoint.version = "v" * size
+    endpoint.may_end.set()
+    caller = await connect()
+    transport = cast("asyncio.Transport", caller.writer.transport)  # it reads too
+    transport.pause_reading()
+    caller.writer.write(call_frame(INFO, b""))
+    await happens(endpoint.began)
+    stopping = asyncio.create_task(server.stop(grace_s=PATIENCE_S))
+    await asyncio.sleep(0.1)
+    transport.resume_reading()
+    _, message = await caller.answer()
+    assert pb.GetServerInfoResponse.FromString(message).version == endpoint.version
+    async with asyncio.timeout(PATIENCE_S):
+        await stopping
+
+
 async def test_the_server_does_not_wait_longer_than_its_grace(
     server: DirectServer, endpoint: Slow, connect: Connect
 ) -> None:

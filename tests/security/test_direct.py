@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.server_process import ServerProcess
 MESSAGE_BYTES_MAX = 100_000
 STREAMED = {"SearchStream"}
 HERE = [name for name in NAMES if name not in STREAMED]
-CONNECTIONS_MAX = 256
+CONNECTIONS_MAX, BUFFER_BYTES = 256, 65_536
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,17 @@ def test_however_a_call_comes_it_is_one(server: ServerProcess, piece: int) -> No
             counts.append(pb.GetStatsResponse.FromString(peer.answer()[1]).entries)
     assert counts[0] > 0
     assert counts[1] == 2 * counts[0]
+
+
+def test_many_calls_that_are_sent_ahead(server: ServerProcess) -> None:
+    """More than the server reads ahead are lost, or it stops listening to who has sent them."""
+    count, info = 3000, call_frame(path_of("GetServerInfo"), b"")
+    assert count * len(info) > 2 * BUFFER_BYTES
+    with Peer(server.socket) as peer:
+        sending = threading.Thread(target=peer.socket.sendall, args=(count * info,))
+        sending.start()
+        assert all(not peer.answer()[0].status for _ in range(count))
+        sending.join()
 
 
 def test_a_message_longer_than_the_servers_buffer(server: ServerProcess) -> None:

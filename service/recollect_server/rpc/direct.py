@@ -77,6 +77,7 @@ class DirectServer:
         if self._server is None:
             return
         self.is_stopping = True
+        self._socket.remove()
         self._server.close()
         for connection in list(self.connections):
             connection.close_when_idle()
@@ -88,7 +89,6 @@ class DirectServer:
                     await self._gone
         for connection in list(self.connections):
             connection.abort()
-        self._socket.close()
         self._server = None
 
     def gone(self, connection: Connection) -> None:

@@ -33,24 +33,26 @@ class HandOver:
         self._regions = regions
         self._socket = SideSocket(path, SUFFIX, mode=mode, purpose="no memory is shared")
         self._connections: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Binds and serves. Without it callers send and get messages as over a network."""
-        listener = self._socket.listen()
-        if listener is not None:
-            self._accepting = asyncio.create_task(self._accept(listener))
+        self._listener = self._socket.listen()
+        if self._listener is not None:
+            self._accepting = asyncio.create_task(self._accept(self._listener))
 
     async def stop(self) -> None:
         """Closes the socket and all regions."""
-        if self._accepting is None:
+        if self._accepting is None or self._listener is None:
             return
         tasks = [self._accepting, *self._connections]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._accepting = None
-        self._socket.close()
+        self._socket.remove()
+        self._listener.close()
+        self._accepting = self._listener = None
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

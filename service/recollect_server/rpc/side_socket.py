@@ -17,7 +17,7 @@ BACKLOG = 64
 
 
 class SideSocket:
-    """Binds one, and takes it away again.
+    """Binds one, and takes its file away again. Who listens there closes it, after that.
 
     Args:
         path: Of gRPC's socket.
@@ -55,13 +55,14 @@ class SideSocket:
         self._listener = listener
         return listener
 
-    def close(self) -> None:
-        """Takes the file away, if it is still this one's. The socket is not to be in use any more."""
+    def remove(self) -> None:
+        """Takes the file away, if it is still this one's: nobody finds the socket any more.
+
+        Before the socket is closed, which keeps its inode from being another file's.
+        """
         if self._listener is None:
             return
-        # Before the socket is closed, which keeps its inode from being another file's.
+        self._listener = None
         with contextlib.suppress(FileNotFoundError):
             if os.lstat(self._path).st_ino == self._inode:  # not of a server that came after this one
                 os.unlink(self._path)
-        self._listener.close()
-        self._listener = None

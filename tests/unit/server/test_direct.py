@@ -193,6 +193,20 @@ async def test_the_end_of_an_answer_is_not_cut_off(
         await stopping
 
 
+async def test_the_socket_of_the_next_server_stays(
+    server: DirectServer, endpoint: Slow, tmp_path: Path
+) -> None:
+    """A server that ends takes the socket of the one that has followed it: its callers take gRPC."""
+    path = Path(f"{tmp_path}/s{SUFFIX}")
+    following = DirectServer(cast("Endpoint", endpoint), f"{tmp_path}/s", mode=0o600, limits=Limits())
+    await following.start()
+    inode = path.stat().st_ino
+    await server.stop(grace_s=1)
+    assert path.stat().st_ino == inode
+    await following.stop(grace_s=1)
+    assert not path.exists()
+
+
 async def test_the_server_does_not_wait_longer_than_its_grace(
     server: DirectServer, endpoint: Slow, connect: Connect
 ) -> None:

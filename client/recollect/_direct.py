@@ -116,22 +116,23 @@ class Direct:
             if self._is_closed or under_way >= CONNECTIONS_MAX or time.monotonic() < self._not_before_s:
                 return None
             self._opening += 1
+        opened: _Connection | None = None
         try:
-            connection = _Connection(self._address)
+            opened = _Connection(self._address)
         except OSError:  # no such server, an older or a newer one, or one with too many callers
-            with self._lock:
-                self._opening -= 1
-                self._not_before_s = time.monotonic() + PAUSE_S
-            return None
-        self._opened(connection)
-        return connection
+            self._not_before_s = time.monotonic() + PAUSE_S
+        finally:  # whatever interrupts a thread
+            self._count(opened)
+        return opened
 
-    def _opened(self, connection: _Connection) -> None:
+    def _count(self, opened: _Connection | None) -> None:
+        """One that was being opened is open, or is not to be."""
         with self._lock:
             self._opening -= 1
-            self._open.add(connection)
-            if self._is_closed:  # meanwhile
-                connection.shut_down()
+            if opened is not None:
+                self._open.add(opened)
+                if self._is_closed:  # meanwhile
+                    opened.shut_down()
 
     def forked(self) -> None:
         """In the child: what is open is the parent's."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import pytest
 
 import recollect
+from recollect import _direct
 from recollect.v1 import memory_pb2 as pb
 from tests.clients import blocking_client
 from tests.direct_frames import GREETING, SUFFIX, frame
@@ -291,6 +292,21 @@ def test_more_calls_at_once_than_connections_take_grpc(tmp_path: Path) -> None:
             thread.join(PATIENCE_S)
         assert beside.count == 8
         assert sorted(versions) == ["1"] * 4 + ["late"] * 8
+
+
+def test_an_interrupt_takes_no_connection_for_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever interrupts calls while they connect has all later ones take gRPC."""
+
+    def interrupt(address: str) -> socket.socket:
+        raise KeyboardInterrupt
+
+    with both(tmp_path, answering(answer())) as (_, url), recollect.connect(url) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(_direct, "dialled", interrupt)
+            for _ in range(9):
+                with pytest.raises(KeyboardInterrupt):
+                    client.server_info()
+        assert client.server_info().version == "direct"
 
 
 def test_a_server_that_was_started_again_is_found(way: str, tmp_path: Path) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 
 from google.protobuf.message import Message
 
 from recollect._frames import (
     CONNECTIONS_MAX,
-    GREETING_S,
     MARK,
     PAUSE_S,
     PREFIX,
     dialled,
     frame,
+    greeting_s,
     is_quiet,
     refusal,
     sizes,
@@ -48,17 +49,17 @@ class AsyncDirect:
         method: str,
         request: Message,
         *,
-        timeout_s: float | None,
+        left_s: Callable[[], float | None],
         headers: tuple[tuple[str, str], ...] = (),
     ) -> bytes | None:
         """See `Direct.call`."""
-        connection = await self._take()
+        connection = await self._take(left_s)
         if connection is None:
             return None
         try:
             raw = request.SerializeToString()
-            sent = frame(method, raw, token=self._token, timeout_s=timeout_s, headers=headers)
-            async with asyncio.timeout(timeout_s):
+            sent = frame(method, raw, token=self._token, timeout_s=left_s(), headers=headers)
+            async with asyncio.timeout(left_s()):
                 refused, answer = await connection.exchange(sent)
         except TimeoutError:
             self._forget(connection)
@@ -84,7 +85,7 @@ class AsyncDirect:
             self._forget(connection)
         self._idle.clear()
 
-    async def _take(self) -> _Connection | None:
+    async def _take(self, left_s: Callable[[], float | None]) -> _Connection | None:
         """One that no call uses; None where the server has none, or all are in use."""
         while self._idle:
             connection = self._idle.pop()
@@ -98,7 +99,7 @@ class AsyncDirect:
             return None
         self._opening += 1
         try:
-            connection = await _connected(self._address)
+            connection = await _connected(self._address, wait_s=greeting_s(left_s()))
         except OSError:  # no such server, an older or a newer one, or one with too many callers
             self._not_before_s = time.monotonic() + PAUSE_S
             return None
@@ -117,7 +118,7 @@ class AsyncDirect:
         connection.close()
 
 
-async def _connected(address: str) -> _Connection:
+async def _connected(address: str, *, wait_s: float) -> _Connection:
     """A connection to a server that lets this client in.
 
     Raises:
@@ -129,7 +130,7 @@ async def _connected(address: str) -> _Connection:
         lambda: _Connection(dialled_socket), sock=dialled_socket
     )
     try:
-        async with asyncio.timeout(GREETING_S):
+        async with asyncio.timeout(wait_s):
             if await connection.greeting != MARK:
                 raise ConnectionError("the server did not let this client in")
     except BaseException:

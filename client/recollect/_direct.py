@@ -14,12 +14,12 @@ from google.protobuf.message import Message
 
 from recollect._frames import (
     CONNECTIONS_MAX,
-    GREETING_S,
     MARK,
     PAUSE_S,
     PREFIX,
     dialled,
     frame,
+    greeting_s,
     is_quiet,
     refusal,
     sizes,
@@ -57,10 +57,16 @@ class Direct:
         method: str,
         request: Message,
         *,
-        timeout_s: float | None,
+        left_s: Callable[[], float | None],
         headers: tuple[tuple[str, str], ...] = (),
     ) -> bytes | None:
         """Sends one request and waits for its answer.
+
+        Args:
+            method: Full path.
+            request: Its message.
+            left_s: Says how long the caller will wait from now on; None: for ever.
+            headers: Of a trace.
 
         Returns:
             The answering message; None: nothing was sent, and gRPC has to.
@@ -68,13 +74,13 @@ class Direct:
         Raises:
             RecollectError: What the server answered, or that it did not.
         """
-        connection = self._take()
+        connection = self._take(left_s)
         if connection is None:
             return None
         try:
             raw = request.SerializeToString()
-            sent = frame(method, raw, token=self._token, timeout_s=timeout_s, headers=headers)
-            refused, answer = connection.exchange(sent, timeout_s)
+            sent = frame(method, raw, token=self._token, timeout_s=left_s(), headers=headers)
+            refused, answer = connection.exchange(sent, left_s)
         except TimeoutError:
             self._give_up(connection)
             raise DeadlineExceededError(f"{self._url} did not answer in time") from None
@@ -102,7 +108,7 @@ class Direct:
             while self._idle:
                 self._forget(self._idle.pop())
 
-    def _take(self) -> _Connection | None:
+    def _take(self, left_s: Callable[[], float | None]) -> _Connection | None:
         """One that no call uses; None where the server has none, or all are in use."""
         if self._address is None:
             return None
@@ -118,7 +124,7 @@ class Direct:
             self._opening += 1
         opened: _Connection | None = None
         try:
-            opened = _Connection(self._address)
+            opened = _Connection(self._address, wait_s=greeting_s(left_s()))
         except OSError:  # no such server, an older or a newer one, or one with too many callers
             self._not_before_s = time.monotonic() + PAUSE_S
         finally:  # whatever interrupts a thread
@@ -175,15 +181,16 @@ class _Connection:
 
     Args:
         address: Path of its socket.
+        wait_s: For the server to let this client in.
 
     Raises:
         OSError: The server lets nobody in there.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, wait_s: float) -> None:
         self._socket = dialled(address)
         try:
-            self._socket.settimeout(GREETING_S)
+            self._socket.settimeout(wait_s)
             if self._socket.recv(len(MARK), socket.MSG_WAITALL) != MARK:
                 raise ConnectionError("the server did not let this client in")
         except BaseException:
@@ -197,15 +204,16 @@ class _Connection:
         self._socket.setblocking(False)
         return is_quiet(self._socket)
 
-    def exchange(self, sent: bytes, timeout_s: float | None) -> tuple[RecollectError | None, bytes]:
+    def exchange(
+        self, sent: bytes, left_s: Callable[[], float | None]
+    ) -> tuple[RecollectError | None, bytes]:
         """Sends a call; returns the error that the server answers, if it is one, and the message.
 
         Raises:
-            OSError: The connection was lost; a `TimeoutError`: no answer within `timeout_s`.
+            OSError: The connection was lost; a `TimeoutError`: no answer in time.
             InternalError: What came is no answer.
         """
-        left_s = _clock(timeout_s)
-        self._socket.settimeout(left_s())
+        self._wait_for(left_s())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(sent)
             # Else the server would not read all of it: it has said why.
@@ -224,11 +232,15 @@ class _Connection:
         return refusal(bytes(whole[PREFIX.size : start])), bytes(whole[start:end])
 
     def _receive(self, into: memoryview, left_s: Callable[[], float | None]) -> int:
-        self._socket.settimeout(left_s())
+        self._wait_for(left_s())
         size = self._socket.recv_into(into)
         if size == 0:
             raise ConnectionError("the server closed the connection")
         return size
+
+    def _wait_for(self, timeout_s: float | None) -> None:
+        # 0 would mean not to wait, and to fail with another error.
+        self._socket.settimeout(None if timeout_s is None else max(timeout_s, 1e-6))
 
     def shut_down(self) -> None:
         """Ends what is under way, from another thread."""
@@ -238,11 +250,3 @@ class _Connection:
     def close(self) -> None:
         """Closes it."""
         self._socket.close()
-
-
-def _clock(timeout_s: float | None) -> Callable[[], float | None]:
-    """What is left of a call's time; a millionth of a second at least, since 0 means not to wait at all."""
-    if timeout_s is None:
-        return lambda: None
-    end_s = time.monotonic() + timeout_s
-    return lambda: max(1e-6, end_s - time.monotonic())

@@ -23,7 +23,7 @@ PREFIX = struct.Struct("<4sII")
 CONNECTIONS_MAX = 8
 """Of one client: calls on the way at the same time. Others take gRPC."""
 
-GREETING_S = 1.0
+_GREETING_S = 1.0
 """A server that says nothing for so long does not let the client in."""
 
 PAUSE_S = 5.0
@@ -34,6 +34,11 @@ def socket_of(path: str | None) -> str | None:
     """Where to connect, by the path of gRPC's socket; None: nowhere."""
     address = "" if path is None else path + SUFFIX
     return address if address and len(address.encode()) <= SOCKET_PATH_BYTES_MAX else None
+
+
+def greeting_s(left_s: float | None) -> float:
+    """How long to wait for a server to let the client in, for a caller who waits that long for an answer."""
+    return _GREETING_S if left_s is None else max(1e-6, min(_GREETING_S, left_s))
 
 
 def dialled(address: str) -> socket.socket:

@@ -73,8 +73,9 @@ class GrpcTransport:
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
+        left_s = _time_left(timeout_s)
         with traced(method, self._url) as headers, self._translated:
-            raw = self._direct.call(method, request, timeout_s=timeout_s, headers=headers)
+            raw = self._direct.call(method, request, left_s=left_s, headers=headers)
             if raw is not None:
                 return reply_type.FromString(raw)
             multicallable = self._methods.get(method)
@@ -84,7 +85,7 @@ class GrpcTransport:
                     request_serializer=_serialize,
                     response_deserializer=reply_type.FromString,
                 )
-            reply = multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
+            reply = multicallable(request, timeout=left_s(), metadata=self._metadata + headers)
         return cast("Reply", reply)  # a method has one type of answer
 
     def stream(
@@ -169,8 +170,9 @@ class AsyncGrpcTransport:
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
         """Sends one request and waits for its answer."""
+        left_s = _time_left(timeout_s)
         with traced(method, self._url) as headers, self._translated:
-            raw = await self._direct.call(method, request, timeout_s=timeout_s, headers=headers)
+            raw = await self._direct.call(method, request, left_s=left_s, headers=headers)
             if raw is not None:
                 return reply_type.FromString(raw)
             multicallable = self._methods.get(method)
@@ -180,7 +182,7 @@ class AsyncGrpcTransport:
                     request_serializer=_serialize,
                     response_deserializer=reply_type.FromString,
                 )
-            reply = await multicallable(request, timeout=timeout_s, metadata=self._metadata + headers)
+            reply = await multicallable(request, timeout=left_s(), metadata=self._metadata + headers)
         return cast("Reply", reply)  # a method has one type of answer
 
     async def stream(

@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 
 import recollect
-from recollect import _direct
+from recollect import _direct, _frames
 from recollect.v1 import memory_pb2 as pb
 from tests.clients import blocking_client
 from tests.direct_frames import GREETING, SUFFIX, frame
@@ -170,6 +170,21 @@ def test_where_nobody_lets_the_client_in_it_takes_grpc(
         for _ in range(3):
             assert client.server_info().version == "1"
         assert beside.count == 1  # and is not asked before each call
+
+
+def test_waiting_to_be_let_in_is_part_of_a_calls_time(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call takes longer than its caller waits, where a server accepts and says nothing."""
+    monkeypatch.setattr(_frames, "_GREETING_S", 2 * PATIENCE_S)
+    (tmp_path / "s.sock").touch()  # nobody is there for gRPC either
+    beside = Beside(tmp_path, saying(b""))
+    with OPEN[way](f"unix://{tmp_path}/s.sock", retries=0) as client:
+        begun_s = time.monotonic()
+        with pytest.raises((recollect.DeadlineExceededError, recollect.UnavailableError)):
+            client.server_info(timeout_s=0.1)
+        assert time.monotonic() - begun_s < PATIENCE_S
+    beside.close()
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])

@@ -18,11 +18,13 @@ from recollect._frames import (
     frame,
     greeting_s,
     is_quiet,
+    late,
+    lost,
     refusal,
     sizes,
     socket_of,
 )
-from recollect.errors import DeadlineExceededError, RecollectError, UnavailableError
+from recollect.errors import RecollectError
 
 
 class AsyncDirect:
@@ -63,10 +65,10 @@ class AsyncDirect:
                 refused, answer = await connection.exchange(sent)
         except TimeoutError:
             self._forget(connection)
-            raise DeadlineExceededError(f"{self._url} did not answer in time") from None
-        except OSError as lost:
+            raise late(self._url) from None
+        except OSError as cause:
             self._forget(connection)
-            raise UnavailableError(f"no memory server answers at {self._url}: {lost}") from lost
+            raise lost(self._url, cause) from cause
         except BaseException:  # the answer may still come, and must not be taken for that of another call
             self._forget(connection)
             raise

@@ -21,11 +21,13 @@ from recollect._frames import (
     frame,
     greeting_s,
     is_quiet,
+    late,
+    lost,
     refusal,
     sizes,
     socket_of,
 )
-from recollect.errors import DeadlineExceededError, RecollectError, UnavailableError
+from recollect.errors import RecollectError
 
 _BUFFER_BYTES = 64 * 1024
 """Most answers are no longer, and come at once."""
@@ -83,11 +85,11 @@ class Direct:
             refused, answer = connection.exchange(sent, left_s)
         except TimeoutError:
             self._give_up(connection)
-            raise DeadlineExceededError(f"{self._url} did not answer in time") from None
-        except OSError as lost:
+            raise late(self._url) from None
+        except OSError as cause:
             self._give_up(connection)
             # What a closed client's calls end with is said by who knows that it was closed.
-            raise UnavailableError(f"no memory server answers at {self._url}: {lost}") from lost
+            raise lost(self._url, cause) from cause
         except BaseException:  # the answer may still come, and must not be taken for that of another call
             self._give_up(connection)
             raise
@@ -191,7 +193,7 @@ class _Connection:
         self._socket = dialled(address)
         try:
             self._socket.settimeout(wait_s)
-            if self._socket.recv(len(MARK), socket.MSG_WAITALL) != MARK:
+            if self._socket.recv(len(MARK)) != MARK:
                 raise ConnectionError("the server did not let this client in")
         except BaseException:
             self._socket.close()

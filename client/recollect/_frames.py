@@ -8,7 +8,13 @@ import struct
 from google.protobuf.message import DecodeError
 
 from recollect._url import SOCKET_PATH_BYTES_MAX
-from recollect.errors import InternalError, RecollectError, error_from_status
+from recollect.errors import (
+    DeadlineExceededError,
+    InternalError,
+    RecollectError,
+    UnavailableError,
+    error_from_status,
+)
 from recollect.v1 import memory_pb2 as pb
 
 SUFFIX = ".direct"
@@ -103,6 +109,16 @@ def refusal(head: bytes) -> RecollectError | None:
     if not answer.status:
         return None
     return error_from_status(answer.status, answer.message, answer.error)
+
+
+def late(url: str) -> DeadlineExceededError:
+    """The error of a call whose time is over."""
+    return DeadlineExceededError(f"{url} did not answer in time")
+
+
+def lost(url: str, cause: OSError) -> UnavailableError:
+    """The error of a call whose connection was lost: whether it was begun with is not known."""
+    return UnavailableError(f"no memory server answers at {url}: {cause}")
 
 
 def _no_answer() -> InternalError:

@@ -219,6 +219,26 @@ def test_error_details_arrive(way: str, tmp_path: Path) -> None:
     assert (caught.value.message, caught.value.argument, caught.value.error_id) == ("gone", "ids", "e-7")
 
 
+def test_a_refusal_before_the_message_is_read_arrives(way: str, tmp_path: Path) -> None:
+    """Who sends a large message without a valid key hears that the server is away, and tries again."""
+    refused = pb.DirectAnswer(status="UNAUTHENTICATED", message="no valid API key").SerializeToString()
+
+    def refusing(beside: Beside, connection: socket.socket) -> None:
+        connection.sendall(GREETING)
+        prefix = _exactly(connection, 12)
+        _exactly(connection, int.from_bytes(prefix[4:8], "little"))
+        time.sleep(0.2)  # the client is stuck: nobody reads on
+        connection.sendall(frame(refused, b""))
+        connection.close()
+
+    with (
+        both(tmp_path, refusing) as (_, url),
+        OPEN[way](url, retries=0) as client,
+        pytest.raises(recollect.UnauthenticatedError, match="no valid API key"),
+    ):
+        client.delete_namespace("n" * 3_000_000)
+
+
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_connection_that_breaks_off(retries: int, way: str, tmp_path: Path) -> None:
     """A call is lost for good where it may be repeated, or is repeated where the caller does not want it."""

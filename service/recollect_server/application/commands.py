@@ -105,8 +105,12 @@ class Progress(Protocol):
         """All but keys and values, which come next if they are wanted."""
         ...
 
-    def fetched(self, pairs: Raw) -> None:
-        """The next of them [n], all keys before all values; they are others afterwards."""
+    def room(self, size: int) -> Raw:
+        """Where the next of them [size] are written, all keys before all values; not cleared."""
+        ...
+
+    def fetched(self, size: int) -> None:
+        """So many of the room that was asked for last have been written; the rest is not needed."""
         ...
 
 

@@ -59,30 +59,33 @@ class Parts:
 
     Args:
         coming: All of them.
-        hand_on: Takes elements [n], which are others after it.
+        progress: Takes them.
     """
 
-    def __init__(self, coming: Coming, hand_on: Callable[[Raw], None]) -> None:
+    def __init__(self, coming: Coming, progress: Progress) -> None:
         self.dim, self.itemsize = coming.shape[-1], coming.dtype.itemsize_bytes
-        self._part: Raw = np.empty(PART_BYTES // self.itemsize, RAW_TYPES[coming.dtype])
+        self._left = math.prod(coming.shape)  # elements that there was no room for yet
+        self._progress = progress
+        self._part: Raw | None = None
         self._used = 0
-        self._hand_on = hand_on
 
     def room(self, *shape: int) -> Raw:
         """See `Target`."""
-        size = math.prod(shape)
-        if self._used + size > self._part.size:
+        size, part = math.prod(shape), self._part
+        if part is None or self._used + size > part.size:
             self.end()
-            if size > self._part.size:  # of one token
-                self._part = np.empty(size, self._part.dtype)
+            # A part that is not filled has to be copied: one that nothing else will fit into is of this size.
+            several = min(self._left, PART_BYTES // self.itemsize)
+            part = self._part = self._progress.room(size if 2 * size > several else several)
         first, self._used = self._used, self._used + size
-        return self._part[first : self._used].reshape(shape)
+        self._left -= size
+        return part[first : self._used].reshape(shape)
 
     def end(self) -> None:
         """See `Target`."""
         if self._used:
-            self._hand_on(self._part[: self._used])
-            self._used = 0
+            self._progress.fetched(self._used)
+        self._part, self._used = None, 0
 
 
 def with_pairs(
@@ -108,7 +111,7 @@ def with_pairs(
 
 
 def _parts(coming: Coming | None, progress: Progress) -> Parts | None:
-    return None if coming is None else Parts(coming, progress.fetched)
+    return None if coming is None else Parts(coming, progress)
 
 
 def _array(coming: Coming | None, command: Search) -> DenseArray | None:

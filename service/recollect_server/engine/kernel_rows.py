@@ -2,51 +2,134 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from typing import NamedTuple
 
 import numpy as np
 
-from recollect_server.domain.arrays import DenseArray, Raw
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.ports import Attention
-from recollect_server.domain.spec import Dtype
-from recollect_server.engine import kernels
+from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.engine.kernels import DTYPES, address, library, room_of, stride_of
+
+_NOTHING = slice(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class _Rows(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("queries", "output", "lse", "slots")),
+        *((name, c_int64) for name in ("rows", "queries_per_head")),
+        *((name, c_int32) for name in ("heads", "dim", "value_dim", "top_k", "room", "query_dtype", "dtype")),
+        ("scale", c_float),
+    )
+
+
+class Place(NamedTuple):
+    """Where a bank's keys and values lie; as long as these do.
+
+    Attributes:
+        keys: Address of slot 0 of the first head.
+        values: As of keys.
+        key_stride: Elements from a head to the next one.
+        value_stride: As of keys.
+    """
+
+    keys: int
+    values: int
+    key_stride: int
+    value_stride: int
+
+    @classmethod
+    def of(cls, keys: Raw, values: Raw) -> Place:
+        """Of keys [heads, slots, Dk] and values [heads, slots, Dv], contiguous within a head."""
+        return cls(address(keys), address(values), stride_of(keys), stride_of(values))
+
+
+class Row(NamedTuple):
     """One bank.
 
     Attributes:
-        keys: [Hkv, slots, Dk].
-        values: [Hkv, slots, Dv].
+        place: Of its keys and values.
         live: At most two slices of slots.
-        dtype: What the bits of both mean.
     """
 
-    keys: Raw
-    values: Raw
+    place: Place
     live: Sequence[slice]
-    dtype: Dtype
 
 
-def attend_together(rows: Sequence[Row], queries: DenseArray, top_k: int, *, scale: float) -> Attention:
+def attend_rows(
+    queries: Raw,
+    places: Sequence[Place],
+    *,
+    query_dtype: Dtype,
+    dtype: Dtype,
+    live: Sequence[Sequence[slice]],
+    value_dim: int,
+    top_k: int,
+    scale: float,
+) -> tuple[Float32, Float32, Int64]:
+    """Exact search in several banks and softmax(scale * scores) v over what is found, in one call.
+
+    Args:
+        queries: [banks, heads, n, Dk], contiguous.
+        places: Of the banks.
+        query_dtype: What the bits of queries mean.
+        dtype: What the bits of keys and values mean.
+        live: Of each bank, at most two slices of slots.
+        value_dim: Dv.
+        top_k: K.
+        scale: Of the scores.
+
+    Returns:
+        Output [banks, heads, n, Dv], 0 where there is no entry; lse [banks, heads, n], -inf there;
+        slots int64 [banks, heads, n, K], best first, -1 where there are fewer.
+    """
+    banks, heads, count, dim = queries.shape
+    output = np.empty((banks, heads, count, value_dim), dtype=np.float32)
+    lse = np.empty((banks, heads, count), dtype=np.float32)
+    slots = np.empty((banks, heads, count, top_k), dtype=np.int64)
+    rows = np.array([(*place, *_bounds(parts)) for place, parts in zip(places, live, strict=True)], np.int64)
+    bound = _Rows(
+        *map(address, (queries, output, lse, slots)),
+        banks,
+        count,
+        heads,
+        dim,
+        value_dim,
+        top_k,
+        room_of(top_k),
+        DTYPES[query_dtype],
+        DTYPES[dtype],
+        scale,
+    )
+    library().rc_attend_rows(ctypes.byref(bound), address(rows))
+    return output, lse, slots
+
+
+def _bounds(live: Sequence[slice]) -> tuple[int, int, int, int]:
+    """Of at most two slices: begin, end, begin, end."""
+    first, second = (*live, _NOTHING, _NOTHING)[:2]
+    return first.start, first.stop, second.start, second.stop
+
+
+def attend_together(
+    rows: Sequence[Row], queries: DenseArray, top_k: int, *, spec: NamespaceSpec, scale: float
+) -> Attention:
     """Exact attention of queries [B, Hq, T, Dk], each over a bank of its own; B is not 0."""
     banks, query_heads, tokens, dim = queries.shape
-    dtype, heads = rows[0].dtype, len(rows[0].keys)
-    asked = np.ascontiguousarray(queries.raw).reshape(banks, heads, -1, dim)
-    shape = asked.shape[:3]
-    best = kernels.Best(asked.shape[0] * heads * asked.shape[2], top_k)
-    for number in range(max(len(row.live) for row in rows)):
-        parts = [row.live[number] if number < len(row.live) else slice(0, 0) for row in rows]
-        keys = [row.keys for row in rows]
-        kernels.scan_rows(best, asked, keys, query_dtype=queries.dtype, key_dtype=dtype, rows=parts)
-    scores, slots = best.ordered()
-    scores, slots = scores.reshape(*shape, top_k), slots.reshape(*shape, top_k)
-    output = np.empty((*shape, rows[0].values.shape[2]), dtype=np.float32)
-    lse = np.empty(shape, dtype=np.float32)
-    values = [row.values for row in rows]
-    kernels.attend_rows(scores, slots, values, dtype=dtype, scale=scale, output=output, lse=lse)
+    places, live = zip(*rows, strict=True)
+    output, lse, slots = attend_rows(
+        np.ascontiguousarray(queries.raw).reshape(banks, spec.heads, -1, dim),
+        places,
+        query_dtype=queries.dtype,
+        dtype=spec.dtype,
+        live=live,
+        value_dim=spec.value_dim,
+        top_k=top_k,
+        scale=scale,
+    )
     flat = (banks, query_heads, tokens)
     return Attention(
         output=output.reshape(*flat, -1), lse=lse.reshape(flat), slots=slots.reshape(*flat, top_k)

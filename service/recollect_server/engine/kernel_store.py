@@ -19,7 +19,7 @@ from recollect_server.engine.choice import timed
 from recollect_server.engine.costs import exact_work
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.ivf import scan_exactly
-from recollect_server.engine.kernel_rows import Row, attend_together, joined
+from recollect_server.engine.kernel_rows import Place, Row, attend_together, joined
 from recollect_server.engine.ranges import length_of
 from recollect_server.engine.tiles import in_parts
 from recollect_server.engine.upkeep import Index
@@ -44,7 +44,7 @@ class KernelStore(CpuBuffers):
         spec: Of the namespace.
     """
 
-    __slots__ = ("_index",)
+    __slots__ = ("_index", "_place")
 
     def __init__(self, spec: NamespaceSpec) -> None:
         super().__init__(spec)
@@ -167,7 +167,7 @@ class KernelStore(CpuBuffers):
             some, took = self._small_rows(rows[first:], math.prod(queries.shape[1:3]), left, exact=exact)
             if some:
                 asked = DenseArray(queries.raw[first : first + len(some)], queries.dtype)
-                parts.append(attend_together(some, asked, top_k, scale=scale))
+                parts.append(attend_together(some, asked, top_k, spec=self._spec, scale=scale))
                 left = yield took
             else:
                 store, live = rows[first]
@@ -195,7 +195,7 @@ class KernelStore(CpuBuffers):
             took += self._spec.heads * each + work.BANK
             if some and took > left:
                 return some, took - self._spec.heads * each - work.BANK
-            some.append(Row(store._keys, store._values, live, self._spec.dtype))
+            some.append(Row(store._place, live))
         return some, took
 
     def attend_backward(
@@ -230,6 +230,10 @@ class KernelStore(CpuBuffers):
         if (slots >= 0).any():
             yield from in_parts(query_heads, tokens, each=each, most=tokens, do=derive)
         return gradient
+
+    def _use(self, room: tuple[Raw, Raw], slots: int) -> None:
+        super()._use(room, slots)
+        self._place = Place.of(self._keys, self._values)
 
     def _grouped(self, queries: DenseArray) -> Raw:
         """Queries [Hkv, Hq/Hkv * T, Dk], as they came."""

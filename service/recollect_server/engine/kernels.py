@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
 from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -76,9 +75,8 @@ def library() -> ctypes.CDLL:
     for name, arguments in {
         "rc_scan": 2 * pointers,
         "rc_finish": 3 * pointers,
-        "rc_scan_rows": (*pointers, *counts, *pointers),
         "rc_attend": pointers,
-        "rc_attend_rows": (*pointers, *counts),
+        "rc_attend_rows": 2 * pointers,
         "rc_attend_backward": pointers,
         "rc_gather": (*2 * pointers, *2 * counts, *pointers),
         "rc_gather_wide": (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p),
@@ -149,7 +147,7 @@ class Best:
     __slots__ = ("_counts", "_scores", "_slots", "_struct", "queries", "thresholds", "top_k")
 
     def __init__(self, queries: int, top_k: int) -> None:
-        room = -(-(ROOM_FACTOR * top_k + ROOM_MORE) // ROOM_MULTIPLE) * ROOM_MULTIPLE
+        room = room_of(top_k)
         self.queries, self.top_k = queries, top_k
         self._scores = np.empty((queries, room), dtype=np.float32)
         self._slots = np.empty((queries, room), dtype=np.int32)
@@ -192,46 +190,13 @@ def scan(
         rows: Which slots, of all heads.
         bias: [slots], added to each product.
     """
-    bound = _scan_of(queries, keys, query_dtype=query_dtype, key_dtype=key_dtype, rows=rows, bias=bias)
-    library().rc_scan(ctypes.byref(bound), best.reference)
-
-
-def scan_rows(
-    best: Best,
-    queries: Raw,
-    keys: Sequence[Raw],
-    *,
-    query_dtype: Dtype,
-    key_dtype: Dtype,
-    rows: Sequence[slice],
-) -> None:
-    """As `scan`, for several banks at once.
-
-    Args:
-        best: Of banks x heads x n queries.
-        queries: [banks, heads, n, D], contiguous.
-        keys: [heads, slots, D] of each bank.
-        query_dtype: What the bits of queries mean.
-        key_dtype: What the bits of keys mean.
-        rows: Of each bank, which slots; perhaps none.
-    """
-    bounds = [
-        _scan_of(asked, held, query_dtype=query_dtype, key_dtype=key_dtype, rows=part, bias=None)
-        for asked, held, part in zip(queries, keys, rows, strict=True)
-    ]
-    library().rc_scan_rows((_Scan * len(bounds))(*bounds), len(bounds), best.reference)
-
-
-def _scan_of(
-    queries: Raw, keys: Raw, *, query_dtype: Dtype, key_dtype: Dtype, rows: slice, bias: Float32 | None
-) -> _Scan:
     heads, _, dim = queries.shape
-    return _Scan(
+    bound = _Scan(
         address(queries),
         address(keys),
         None if bias is None else address(bias),
-        _stride(queries),
-        _stride(keys),
+        stride_of(queries),
+        stride_of(keys),
         rows.start,
         rows.stop,
         heads,
@@ -239,6 +204,7 @@ def _scan_of(
         DTYPES[query_dtype],
         DTYPES[key_dtype],
     )
+    library().rc_scan(ctypes.byref(bound), best.reference)
 
 
 def attend(
@@ -255,52 +221,17 @@ def attend(
         output: [heads, n, Dv], to be filled: 0 where there is no entry.
         lse: [heads, n], to be filled: -inf where there is no entry.
     """
-    bound = _attend_of(scores, slots, values, dtype=dtype, scale=scale, output=output, lse=lse)
-    library().rc_attend(ctypes.byref(bound))
-
-
-def attend_rows(
-    scores: Float32,
-    slots: Int64,
-    values: Sequence[Raw],
-    *,
-    dtype: Dtype,
-    scale: float,
-    output: Float32,
-    lse: Float32,
-) -> None:
-    """As `attend`, for several banks at once: arrays have an axis of banks before that of heads.
-
-    Args:
-        scores: [banks, heads, n, K], contiguous.
-        slots: [banks, heads, n, K], contiguous; -1 for none.
-        values: [heads, slots, Dv] of each bank.
-        dtype: What the bits of values mean.
-        scale: Of the scores.
-        output: [banks, heads, n, Dv], to be filled.
-        lse: [banks, heads, n], to be filled.
-    """
-    bounds = [
-        _attend_of(*row[:3], dtype=dtype, scale=scale, output=row[3], lse=row[4])
-        for row in zip(scores, slots, values, output, lse, strict=True)
-    ]
-    library().rc_attend_rows((_Attend * len(bounds))(*bounds), len(bounds))
-
-
-def _attend_of(
-    scores: Float32, slots: Int64, values: Raw, *, dtype: Dtype, scale: float, output: Float32, lse: Float32
-) -> _Attend:
     heads, queries, top_k = scores.shape
-    return _Attend(
+    bound = _Attend(
         address(scores),
         address(slots),
         address(values),
-        _stride(values),
+        stride_of(values),
         address(output),
         address(lse),
-        _stride(output),
-        _stride(lse),
-        _stride(scores),
+        stride_of(output),
+        stride_of(lse),
+        stride_of(scores),
         queries,
         heads,
         top_k,
@@ -308,6 +239,7 @@ def _attend_of(
         DTYPES[dtype],
         scale,
     )
+    library().rc_attend(ctypes.byref(bound))
 
 
 def attend_backward(
@@ -345,8 +277,8 @@ def attend_backward(
         address(slots),
         address(keys),
         address(values),
-        _stride(keys),
-        _stride(values),
+        stride_of(keys),
+        stride_of(values),
         address(gradient),
         count,
         heads,
@@ -383,12 +315,16 @@ def accumulate(rows: Float32, assigned: Int64, sums: NDArray[np.float64], counts
     )
 
 
+def room_of(top_k: int) -> int:
+    """For candidates of a query."""
+    return -(-(ROOM_FACTOR * top_k + ROOM_MORE) // ROOM_MULTIPLE) * ROOM_MULTIPLE
+
+
 def address(array: NDArray[np.generic]) -> int:
     """Of the first element."""
-    at: int = array.__array_interface__["data"][0]
-    return at
+    return array.ctypes.data
 
 
-def _stride(array: NDArray[np.generic]) -> int:
+def stride_of(array: NDArray[np.generic]) -> int:
     """Elements from a head to the next one."""
     return array.strides[0] // array.itemsize

@@ -14,10 +14,16 @@ import numpy.typing as npt
 
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.application.commands import Coming, Found
-from recollect_server.domain.arrays import Raw
+from recollect_server.domain.arrays import RAW_TYPES, Raw
+from recollect_server.rpc.fresh_bytes import fresh_bytes
 
+ARRAY_TAG = pb.SearchPart.ARRAY_FIELD_NUMBER << 3
+OFFSET_TAG = pb.SearchPart.OFFSET_FIELD_NUMBER << 3
 DATA_TAG = pb.SearchPart.DATA_FIELD_NUMBER << 3 | 2
-"""Before the length of `SearchPart.data` on the wire."""
+"""Before the fields of `SearchPart` on the wire."""
+
+OFFSET_BYTES, LENGTH_BYTES = 8, 4
+"""Of numbers, whatever they are: the header is 16 bytes long, and elements behind it begin where they may."""
 
 Array: TypeAlias = pb.SearchArray.ValueType
 
@@ -51,9 +57,21 @@ class Chunk:
     def of(cls, array: Array, offset: int, elements: npt.NDArray[np.generic]) -> Chunk:
         """Elements from byte `offset` on: copied once. As a message they would be copied twice more."""
         data = little_endian(elements).view(np.uint8).data
-        envelope = pb.SearchPart(array=array, offset=offset).SerializeToString()
-        header = b"".join((envelope, bytes((DATA_TAG,)), _varint(len(data))))
+        header = _header(array, offset, len(data))
         return cls(array, b"".join((header, data)), len(header))
+
+    @classmethod
+    def to_fill(cls, array: Array, offset: int, size: int) -> tuple[Chunk, npt.NDArray[np.uint8]]:
+        """One of so many bytes from byte `offset` on, and where to write them before it is sent."""
+        header = _header(array, offset, size)
+        part, memory = fresh_bytes(len(header) + size)
+        memory[: len(header)] = np.frombuffer(header, np.uint8)
+        return cls(array, part, len(header)), memory[len(header) :]
+
+    @property
+    def data(self) -> memoryview:
+        """The bytes of the array."""
+        return memoryview(self.part)[self.data_at :]
 
 
 class Fetching:
@@ -65,23 +83,39 @@ class Fetching:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[Begun] = self._loop.create_future()
-        self._missing: list[tuple[Array, int]] = []  # arrays and their bytes; the last one is being fetched
+        self._missing: list[tuple[Array, Coming]] = []  # the last one is being fetched
         self._offset = 0
+        self._filling: tuple[Chunk, npt.NDArray[np.uint8]] | None = None
         self._chunks: deque[Chunk] = deque()
         self._wanted: asyncio.Future[None] | None = None
 
     def begin(self, found: Found, *, keys: Coming | None, values: Coming | None) -> None:
         """See `Progress`."""
         begun = Begun(found, keys, values)
-        self._missing = [(number, coming.size_bytes) for number, coming in begun.coming.items()][::-1]
+        self._missing = list(begun.coming.items())[::-1]
         self._tell(self._begun, begun)
 
-    def fetched(self, pairs: Raw) -> None:
+    def room(self, size: int) -> Raw:
         """See `Progress`."""
-        array, size_bytes = self._missing[-1]
-        self._chunks.append(Chunk.of(array, self._offset, pairs))
-        self._offset += pairs.nbytes
-        if self._offset == size_bytes:
+        array, coming = self._missing[-1]
+        of: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[coming.dtype])
+        self._filling = Chunk.to_fill(array, self._offset, size * of.itemsize)
+        return self._filling[1].view(of)
+
+    def fetched(self, size: int) -> None:
+        """See `Progress`."""
+        assert self._filling is not None
+        (array, coming), (chunk, memory) = self._missing[-1], self._filling
+        self._filling = None
+        size_bytes = size * coming.dtype.itemsize_bytes
+        elements = memory[:size_bytes].view(RAW_TYPES[coming.dtype])
+        if size_bytes < memory.size:  # its header tells of more
+            chunk = Chunk.of(array, self._offset, elements)
+        else:
+            elements.view(elements.dtype.newbyteorder("<"))[...] = elements
+        self._chunks.append(chunk)
+        self._offset += size_bytes
+        if self._offset == coming.size_bytes:
             self._missing.pop()
             self._offset = 0
         wanted = self._wanted  # set before its owner looks for chunks: one of the two sees what the other did
@@ -141,10 +175,13 @@ def _settle(future: asyncio.Future[Value], value: Value) -> None:
         future.set_result(value)
 
 
-def _varint(number: int) -> bytes:
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)
+def _header(array: Array, offset: int, size: int) -> bytes:
+    """What comes before `size` bytes of data; it is as long whatever the numbers are."""
+    fields = bytes((ARRAY_TAG, array, OFFSET_TAG)), _varint(offset, OFFSET_BYTES)
+    return b"".join((*fields, bytes((DATA_TAG,)), _varint(size, LENGTH_BYTES)))
+
+
+def _varint(number: int, length: int) -> bytes:
+    """In so many bytes, of 7 bits each, where fewer might do."""
+    more = (number >> 7 * place & 0x7F | 0x80 for place in range(length - 1))
+    return bytes((*more, number >> 7 * (length - 1)))

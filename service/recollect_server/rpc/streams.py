@@ -44,7 +44,7 @@ class SearchStream:
             tensor_of[number].data = little_endian(array).tobytes()
         data: dict[Array, list[memoryview]] = {}
         async for chunk in self._fetching.chunks(self._search):
-            data.setdefault(chunk.array, []).append(memoryview(chunk.part)[chunk.data_at :])
+            data.setdefault(chunk.array, []).append(chunk.data)
         for number, pieces in data.items():
             tensor_of[number].data = b"".join(pieces)
         return part

@@ -42,7 +42,8 @@ class Device:
         self.fetching.begin(self.found, keys=COMING, values=None)
         for number, may in enumerate(self.may_fetch[: 1 if self._error else 2]):
             assert may.wait(PATIENCE_S)
-            self.fetching.fetched(KEYS[number * ELEMENTS : (number + 1) * ELEMENTS])
+            self.fetching.room(ELEMENTS)[:] = KEYS[number * ELEMENTS : (number + 1) * ELEMENTS]
+            self.fetching.fetched(ELEMENTS)
         assert self.may_fetch[-1].wait(PATIENCE_S)
         if self._error is not None:
             raise self._error
@@ -92,6 +93,29 @@ async def test_what_is_fetched_is_sent_before_the_rest_is() -> None:
     with pytest.raises(StopAsyncIteration):
         await anext(parts)
     assert not device.was_given_up
+
+
+async def test_a_part_that_was_not_filled_ends_where_what_was_written_does() -> None:
+    """A caller gets memory that nobody wrote to, or bytes of a part at another's place."""
+    device = Device()
+    fetching, sizes = device.fetching, (3 * DIM, ELEMENTS, KEYS.size - ELEMENTS - 3 * DIM)
+
+    async def search() -> Found:
+        fetching.begin(device.found, keys=COMING, values=None)
+        first = 0
+        for size in sizes:
+            fetching.room(ELEMENTS)[:size] = KEYS[first : first + size]
+            fetching.fetched(size)
+            first += size
+        return device.found
+
+    task = asyncio.create_task(search())
+    parts = SearchStream(await fetching.begun(task), fetching, task).parts()
+    came = [pb.SearchPart.FromString(part) async for part in parts][-len(sizes) :]
+    assert [(part.array, part.offset) for part in came] == [
+        (pb.SEARCH_ARRAY_KEYS, 4 * first) for first in (0, sizes[0], sizes[0] + sizes[1])
+    ]
+    assert b"".join(part.data for part in came) == KEYS.tobytes()
 
 
 async def test_all_of_it_can_be_had_in_one_part() -> None:

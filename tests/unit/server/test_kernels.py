@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Raw, from_float32
 from recollect_server.domain.spec import Dtype
-from recollect_server.engine import kernels
+from recollect_server.engine import kernel_rows, kernels
 from tests.unit.server.scanned_keys import Float64, check, in_64, normal, scanned
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
@@ -192,7 +192,7 @@ def test_attend(isa: str, threads: int, dtype: Dtype, top_k: int, dim: int) -> N
 def softmax(scores: Float64, present: NDArray[np.bool_]) -> tuple[Float64, Float64]:
     """Probabilities [..., K] and LSE [...]."""
     scores = np.where(present, scores, -np.inf)
-    top = scores.max(axis=-1, keepdims=True)
+    top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(axis=-1)
     with np.errstate(divide="ignore"):
@@ -244,25 +244,30 @@ def test_several_banks_at_once(isa: str, threads: int, dtype: Dtype, count: int)
     """What is found for one bank is another one's, or its values are."""
     rng = np.random.default_rng(8)
     sizes, heads, dim, top_k = (300, 1, 77, 500), 3, 40, 12
-    parts = [slice(10, 300), slice(0, 0), slice(0, 77), slice(3, 500)]
+    live = [[slice(10, 300)], [], [slice(40, 77), slice(0, 31)], [slice(3, 10), slice(500, 500)]]
     q = normal(rng, len(sizes), heads, count, dim, dtype=dtype)
     keys = [normal(rng, heads, size, dim, dtype=dtype) for size in sizes]
     values = [normal(rng, heads, size, 24, dtype=dtype) for size in sizes]
-    best = kernels.Best(len(sizes) * heads * count, top_k)
-    held = [array.raw for array in keys]
-    kernels.scan_rows(best, q.raw, held, query_dtype=dtype, key_dtype=dtype, rows=parts)
-    scores, slots = best.ordered()
-    shape = (len(sizes), heads, count, top_k)
-    scores, slots = scores.reshape(shape), slots.reshape(shape)
-    for row, part in enumerate(parts):
-        check((scores[row], slots[row]), q.row(row), keys[row], parts=[part])
-    output, lse = np.empty((*scores.shape[:3], 24), np.float32), np.empty(scores.shape[:3], np.float32)
-    of_rows = [array.raw for array in values]
-    kernels.attend_rows(scores, slots, of_rows, dtype=dtype, scale=0.3, output=output, lse=lse)
-    for row, array in enumerate(values):
-        there = slots[row] >= 0
-        p, wanted_lse = softmax(np.float64(np.float32(0.3)) * scores[row].astype(np.float64), there)
-        chosen = in_64(array)[np.arange(heads)[:, None, None], np.where(there, slots[row], 0)]
+    output, lse, slots = kernel_rows.attend_rows(
+        q.raw,
+        [kernel_rows.Place.of(k.raw, v.raw) for k, v in zip(keys, values, strict=True)],
+        query_dtype=dtype,
+        dtype=dtype,
+        live=live,
+        value_dim=24,
+        top_k=top_k,
+        scale=0.3,
+    )
+    for row, parts in enumerate(live):
+        places = np.concatenate([np.arange(0), *(np.arange(part.start, part.stop) for part in parts)])
+        products = in_64(q.row(row)) @ in_64(keys[row])[:, places].swapaxes(1, 2)
+        best = np.argsort(-products, axis=-1)[..., :top_k]
+        found = best.shape[-1]
+        np.testing.assert_array_equal(slots[row][..., :found], places[best])
+        assert (slots[row][..., found:] == -1).all()
+        scores = np.float64(np.float32(0.3)) * np.take_along_axis(products, best, axis=-1)
+        p, wanted_lse = softmax(scores, np.ones(scores.shape, dtype=bool))
+        chosen = in_64(values[row])[np.arange(heads)[:, None, None], places[best]]
         np.testing.assert_allclose(output[row], np.einsum("htk,htkd->htd", p, chosen), atol=2e-5)
         np.testing.assert_allclose(lse[row], wanted_lse, rtol=1e-5, atol=1e-5)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from recollect_server.application.commands import Coming, Found, Search
 from recollect_server.application.pairs import PART_BYTES, RowHits, with_pairs
-from recollect_server.domain.arrays import DenseArray, Int64, Raw, from_float32
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Int64, Raw, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import UNBOUNDED, Steps
@@ -55,17 +55,24 @@ def kept(steps: Steps[Found], ended: list[Found]) -> Steps[None]:
 class Taken:
     """Progress that keeps what comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: Dtype) -> None:
+        self.dtype = RAW_TYPES[dtype]
         self.begun: list[Found] = []
         self.parts: list[Raw] = []
+        self.is_copied: list[bool] = []
 
     def begin(self, found: Found, *, keys: Coming | None, values: Coming | None) -> None:
         del keys, values
         self.begun.append(found)
 
-    def fetched(self, pairs: Raw) -> None:
+    def room(self, size: int) -> Raw:
         assert self.begun
-        self.parts.append(pairs.copy())  # they are others afterwards
+        self._room = np.full(size, np.nan, dtype=self.dtype)
+        return self._room
+
+    def fetched(self, size: int) -> None:
+        self.parts.append(self._room[:size])
+        self.is_copied.append(size < self._room.size)
 
 
 @pytest.mark.parametrize("budget", [1, 100_000, UNBOUNDED])
@@ -84,7 +91,7 @@ def test_pairs_are_the_same_in_arrays_and_in_parts(
     wanted = [np.stack([gathered(stored, of_row) for of_row in slots]) for stored in (keys, values)]
     found = Found(np.zeros(slots.shape, np.float32), slots, None, None, ())
     coming = [Coming(array.shape, dtype) for array in wanted]
-    taken, ended = Taken(), list[Found]()
+    taken, ended = Taken(dtype), list[Found]()
     for progress in (None, taken):
         queries = DenseArray(np.zeros(0, np.float16), Dtype.FLOAT16)
         command = Search("n", 0, (), queries=queries, top_k=top_k, progress=progress)
@@ -99,5 +106,7 @@ def test_pairs_are_the_same_in_arrays_and_in_parts(
     assert (ended[1].keys, ended[1].values) == (None, None)
     token_bytes = top_k * (dim + 1) * dtype.itemsize_bytes
     assert all(part.nbytes <= max(PART_BYTES, token_bytes) for part in taken.parts)
+    copied = sum(part.size for part, is_copied in zip(taken.parts, taken.is_copied, strict=True) if is_copied)
+    assert 10 * copied <= sum(part.size for part in taken.parts)
     flat = np.concatenate([np.zeros(0, np.float32), *(part.astype(np.float32) for part in taken.parts)])
     np.testing.assert_array_equal(flat, np.concatenate([array.reshape(-1) for array in wanted]))

@@ -35,8 +35,6 @@ struct RcScan {
 };
 
 void rc_scan(const RcScan* scan, const RcBest* best);
-// Several of as many queries each, of banks of their own: the queries of one follow those of another in `best`.
-void rc_scan_rows(const RcScan* scans, int64_t count, const RcBest* best);
 
 // Orders what was found: scores [N, top_k] descending (-inf where there are fewer), slots [N, top_k] (-1 there).
 // Of equal scores the lower slot comes first.
@@ -57,7 +55,28 @@ struct RcAttend {
 };
 
 void rc_attend(const RcAttend* attend);
-void rc_attend_rows(const RcAttend* attends, int64_t count);
+
+// One of several banks that are read together.
+struct RcRow {
+    const void *keys, *values;  // slot 0 of the first head
+    int64_t key_stride, value_stride;  // elements from a head to the next one
+    int64_t live[4];  // begin, end, begin, end
+};
+
+// Each row has queries of its own, as many as the others.
+struct RcRows {
+    const void* queries;  // [rows, heads, n, dim], contiguous
+    float* output;        // [rows, heads, n, value_dim]: 0 where there is no entry
+    float* lse;           // [rows, heads, n]: -inf where there is no entry
+    int64_t* slots;       // [rows, heads, n, top_k], as of rc_finish
+    int64_t rows, queries_per_head;  // and n
+    int32_t heads, dim, value_dim, top_k, room;  // see RcBest
+    int32_t query_dtype, dtype;
+    float scale;
+};
+
+// Exact search and attention over what it finds, of small banks: what a head found is still near when it is used.
+void rc_attend_rows(const RcRows* asked, const RcRow* rows);
 
 // ds_i = p_i (go.v_i - go.o + glse); dq = scale sum_i ds_i k_i, over slots [heads, n, top_k].
 struct RcBackward {

@@ -230,6 +230,41 @@ class Shares {
     Candidates& kept_;
 };
 
+// ---- rows ----
+
+int64_t bytes_of(int32_t dtype) { return dtype == RC_FLOAT32 ? 4 : 2; }
+
+// What is found for one head of a row.
+struct Found {
+    std::vector<float> candidates, thresholds, scores;
+    std::vector<int32_t> slots, counts;
+};
+
+// One head of one row; it is number `task` of all rows' heads.
+void attend_row(const Isa& isa, const RcRows& asked, const RcRow& row, int64_t task, int64_t head) {
+    static thread_local Kept<Found> kept;
+    Found& found = *kept;
+    const int64_t n = asked.queries_per_head, first = task * n;
+    found.candidates.resize(n * asked.room), found.slots.resize(n * asked.room), found.scores.resize(n * asked.top_k);
+    found.counts.assign(n, 0), found.thresholds.assign(n, -std::numeric_limits<float>::infinity());
+    const RcBest best{found.candidates.data(), found.slots.data(), found.counts.data(), found.thresholds.data(), n,
+                      asked.room, asked.top_k};
+    const char* queries = static_cast<const char*>(asked.queries) + first * asked.dim * bytes_of(asked.query_dtype);
+    const int64_t bytes = bytes_of(asked.dtype);
+    const char* keys = static_cast<const char*>(row.keys) + head * row.key_stride * bytes;
+    for (const int64_t* live = row.live; live < row.live + 4; live += 2) {
+        if (live[0] >= live[1]) continue;
+        const RcScan scan{queries, keys, nullptr, 0, 0, live[0], live[1], 1, asked.dim, asked.query_dtype, asked.dtype};
+        isa.scan(scan, best, 0, 0, n, live[0], live[1]);
+    }
+    int64_t* slots = asked.slots + first * asked.top_k;
+    isa.finish(best, 0, n, found.scores.data(), slots);
+    const char* values = static_cast<const char*>(row.values) + head * row.value_stride * bytes;
+    const RcAttend attend{found.scores.data(), slots, values, 0, asked.output + first * asked.value_dim,
+                          asked.lse + first, 0, 0, 0, n, 1, asked.top_k, asked.value_dim, asked.dtype, asked.scale};
+    isa.attend(attend, 0, 0, n);
+}
+
 constexpr int64_t GATHERED_ROWS = 1024;  // of a task
 constexpr int64_t QUERY_GRAIN = 64;  // a task has at least so many queries, where it has them to itself
 
@@ -310,22 +345,6 @@ void rc_scan(const RcScan* scan, const RcBest* best) {
     own.merge(isa);
 }
 
-void rc_scan_rows(const RcScan* scans, int64_t count, const RcBest* best) {
-    const Calling call(calling);
-    const Isa& isa = best_isa();
-    const int64_t each = best->queries / std::max<int64_t>(1, count), heads = scans->heads;
-    int64_t work = 0;
-    for (int64_t i = 0; i < count; ++i) work += each * (scans[i].end - scans[i].begin) * scans[i].dim;
-    run(count * heads, work, [&](int64_t task) {
-        const RcScan& scan = scans[task / heads];
-        const int64_t at = task / heads * each;
-        const RcBest own{best->scores + at * best->room, best->slots + at * best->room, best->counts + at,
-                         best->thresholds + at, each, best->room, best->top_k};
-        if (scan.begin < scan.end)
-            isa.scan(scan, own, static_cast<int32_t>(task % heads), 0, each / heads, scan.begin, scan.end);
-    });
-}
-
 void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query) {
     const Calling call(calling);
     const Isa& isa = best_isa();
@@ -379,11 +398,14 @@ void rc_attend(const RcAttend* attend) {
     });
 }
 
-void rc_attend_rows(const RcAttend* attends, int64_t count) {
+void rc_attend_rows(const RcRows* asked, const RcRow* rows) {
+    const Calling call(calling);
     const Isa& isa = best_isa();
-    const int64_t heads = attends->heads, each = heads * attends->queries * attends->top_k * attends->dim * 8;
-    run(count, count * each, [&](int64_t task) {
-        for (int32_t head = 0; head < heads; ++head) isa.attend(attends[task], head, 0, attends[task].queries);
+    int64_t entries = 0;
+    for (int64_t i = 0; i < asked->rows; ++i)
+        entries += rows[i].live[1] - rows[i].live[0] + rows[i].live[3] - rows[i].live[2];
+    run(asked->rows * asked->heads, asked->heads * asked->queries_per_head * entries * asked->dim, [&](int64_t task) {
+        attend_row(isa, *asked, rows[task / asked->heads], task, task % asked->heads);
     });
 }
 

@@ -45,6 +45,8 @@ class EmbeddedTransport:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._lock = threading.Lock()  # of what follows: nothing comes in once the loop is being ended
+        self._is_closing = False
         self._loop = asyncio.new_event_loop()
         # A daemon: a client that nobody closed must not keep the process from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, name="recollect-embedded", daemon=True)
@@ -65,10 +67,11 @@ class EmbeddedTransport:
         async def receive(_: Route) -> Received:
             return Received(request, request.ByteSize())
 
-        if self._loop.is_closed():
-            return _failed(_closed())
-        answer = self._core.endpoint.call(arrival, receive, send=_as_message)
-        future = asyncio.run_coroutine_threadsafe(answer, self._loop)
+        with self._lock:
+            if self._is_closing:
+                return _failed(_closed())
+            answer = self._core.endpoint.call(arrival, receive, send=_as_message)
+            future = asyncio.run_coroutine_threadsafe(answer, self._loop)
         try:
             return EmbeddedReply("OK", "", future.result(timeout_s), None)
         except FutureTimeoutError:
@@ -84,12 +87,22 @@ class EmbeddedTransport:
 
     def close(self) -> None:
         """Waits for what is queued; the memories go when nothing refers to the transport any more."""
-        if self._loop.is_closed():
-            return
-        asyncio.run_coroutine_threadsafe(self._core.stop(), self._loop).result()
+        with self._lock:
+            if self._is_closing:
+                return
+            self._is_closing = True
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _stop(self) -> None:
+        """Nobody is left who waits for an answer."""
+        await self._core.stop()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _as_message(response: Response) -> Sent[Message]:

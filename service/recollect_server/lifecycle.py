@@ -110,7 +110,8 @@ class Core:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await self.namespaces.reconcile()
+                if not await self.namespaces.reconcile():
+                    self._changed.set()  # nothing else would tell of the change once the registry is back
             except Exception:
                 log.exception("comparing memories with the registry failed")
             await asyncio.sleep(RECONCILE_S)
@@ -131,7 +132,7 @@ class Core:
                 await self._ensure_first()
             except RegistryUnavailableError:
                 continue
-            except ValueError as unusable:
+            except (ValueError, OSError) as unusable:
                 log.error("nobody can administer this server: %s", unusable)
             return
 

@@ -53,10 +53,14 @@ def tensor_cases(argument: str, shape: tuple[int, ...]) -> dict[str, Spoilt]:
     unknown.dtype = cast("pb.DType.ValueType", 77)
     short = pb.Tensor(data=floats(*shape).data[:-1], dtype=pb.DTYPE_FLOAT32, shape=shape)
     long = pb.Tensor(data=floats(*shape).data + b"1", dtype=pb.DTYPE_FLOAT32, shape=shape)
+    nothing_of_much = pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=(0, 2**31 - 1, 2**31 - 1, 2**31 - 1))
     size = int(np.prod(shape))
     says_shape = (str(list(shape)),)
     return {
         "absent": Spoilt(lambda m: m.ClearField(argument), argument, ("unspecified", "float32")),
+        "no bytes of a huge shape": Spoilt(
+            put(nothing_of_much), argument, ("2147483647, 2147483647", "sizes")
+        ),
         "another rank": Spoilt(put(shaped(size)), argument, (str([size]), "expected")),
         "too high a rank": Spoilt(put(shaped(size, *[1] * 40)), argument, ("41",)),
         "another size": Spoilt(put(floats(*shape[:-1], shape[-1] + 1)), argument, ("expected",)),

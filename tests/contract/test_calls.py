@@ -217,7 +217,7 @@ def test_stats(memories: Memories) -> None:
     first = memory.add(["a", "b"], 12)
     memory.add(["a"], 3, layer=2)
     stats = memory.ns.stats(streams=["a"])
-    bytes_per_bank = 10 * 2 * (8 + 4) * 4
+    bytes_per_bank = 10 * 2 * (8 + 4) * 4 + 4096
     assert (stats.streams, stats.entries, stats.bytes) == (2, 23, 3 * bytes_per_bank)
     by_layer = {bank.layer: bank for bank in stats.banks}
     assert set(by_layer) == {0, 2}

@@ -194,7 +194,7 @@ def test_an_operator_sees_recall(tmp_path: Path) -> None:
 def test_an_index_counts_in_quotas(tmp_path: Path) -> None:
     """A tenant fills the machine with indexes that no quota knows of, or cannot even overwrite."""
     made = Mixture()
-    stored = ENTRIES * 2 * DIM * 4
+    stored = ENTRIES * 2 * DIM * 4 + 4096
     with ServerProcess(data_dir=tmp_path) as server, Installation(server) as installation:
         token = installation.tenant("small", bytes_max=stored + 1000)
         with recollect.connect(server.tcp_url, token=token, retries=0) as client:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from recollect_server.application.commands import Added
 from recollect_server.application.request_ids import ROWS_REMEMBERED, AnsweredRequests
 from recollect_server.domain.limits import Limits
+from recollect_server.domain.steps import in_one_step, run_through
 from recollect_server.domain.tenants import Quotas
 
 LIMITS = Limits()
@@ -21,7 +24,10 @@ def remembered(rows: int, *, calls: int) -> int:
             done.append(request_id)
             return Added(first_ids=(0,) * rows, next_sequences=(0,) * rows, evicted=0)
 
-        answers.once("t", request_id, uid="u", call=request_id, answer_type=Added, work=work, rows=rows)
+        steps = partial(in_one_step, work)
+        run_through(
+            answers.once("t", request_id, uid="u", call=request_id, answer_type=Added, work=steps, rows=rows)
+        )
 
     names = [str(number) for number in range(calls)]
     for name in names:

@@ -918,7 +918,7 @@ class GetStatsResponse(google.protobuf.message.Message):
     streams: builtins.int
     entries: builtins.int
     bytes: builtins.int
-    """allocated for keys, values and indexes"""
+    """allocated for keys, values and indexes, and 4 KiB for each bank"""
     @property
     def banks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BankStats]: ...
     def __init__(

@@ -51,7 +51,8 @@ class QuotasBody(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [_QUOTAS_EXAMPLE]})
 
     bytes_max: Positive = Field(
-        default=Quotas().bytes_max, description="allocated for keys, values and indexes"
+        default=Quotas().bytes_max,
+        description="allocated for keys, values and indexes, and 4 KiB for each bank",
     )
     entries_max: Positive = Quotas().entries_max
     namespaces_max: Positive = Quotas().namespaces_max

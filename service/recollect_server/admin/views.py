@@ -99,7 +99,7 @@ class StatsView(Body):
 
     streams: int
     entries: int
-    bytes: int = Field(description="allocated for keys, values and indexes")
+    bytes: int = Field(description="allocated for keys, values and indexes, and 4 KiB for each bank")
 
     @classmethod
     def of(cls, stats: Stats) -> Self:

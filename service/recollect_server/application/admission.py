@@ -85,7 +85,9 @@ class Admitted:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # its turn had just come
+            if turn in account.waiting:
+                account.waiting.remove(turn)
+            elif not turn.cancelled():  # its turn had just come
                 self.end_receiving()
             raise
 

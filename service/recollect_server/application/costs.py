@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from recollect_server.application.commands import (
     Add,
     Attend,
     AttendBackward,
     Command,
+    Describe,
     Evict,
     Namespace,
     Search,
 )
 from recollect_server.domain import work
-from recollect_server.domain.eviction import ByIds, Everything
+from recollect_server.domain.bank import Bank
+from recollect_server.domain.eviction import ByIds, Everything, Selector
 from recollect_server.domain.limits import FAISS_TOP_K_MAX
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.spec import NamespaceSpec
@@ -26,16 +30,21 @@ def cost_of(namespace: Namespace, command: Command, memory: NamespaceMemory | No
         command: What is to be done.
         memory: Of the namespace, if it has one; only looked at.
     """
-    spec = namespace.record.spec
+    return work.CALL + _work_of(command, namespace.record.spec, memory)
+
+
+def _work_of(command: Command, spec: NamespaceSpec, memory: NamespaceMemory | None) -> int:
     if isinstance(command, Add):
-        return work.CALL + written_work(command)
-    if isinstance(command, Evict):
-        return work.CALL + (0 if memory is None else evicted_work(command, memory))
+        return written_work(command)
     if isinstance(command, AttendBackward):
-        return work.CALL + work.gathered(command.ids.size, spec.key_dim + spec.value_dim)
-    if isinstance(command, Search | Attend) and memory is not None and len(command.queries.shape) == 4:
-        return work.CALL + _read_work(command, spec, memory)
-    return work.CALL
+        return work.gathered(command.ids.size, spec.key_dim + spec.value_dim)
+    if memory is None:
+        return 0
+    if isinstance(command, Evict):
+        return evicted_work(command.selector, memory.held(command.streams, frozenset(command.layers)))
+    if isinstance(command, Describe):
+        return work.OBJECTS * memory.count(command.streams)
+    return _read_work(command, spec, memory)
 
 
 def written_work(command: Add) -> int:
@@ -43,16 +52,18 @@ def written_work(command: Add) -> int:
     return work.moved(command.keys.raw.nbytes + command.values.raw.nbytes)
 
 
-def evicted_work(command: Evict, memory: NamespaceMemory) -> int:
+def evicted_work(selector: Selector, banks: Sequence[Bank]) -> int:
     """Each bank is looked at; entries are moved together or zeroed, but the oldest go for nothing."""
-    banks = memory.held(command.streams, frozenset(command.layers))
     looked_at = work.BANK * len(banks)
-    if not isinstance(command.selector, ByIds | Everything):
+    if not isinstance(selector, ByIds | Everything):
         return looked_at
-    return looked_at + work.moved(sum(bank.ring.count for bank in banks) * memory.spec.entry_bytes)
+    return looked_at + work.moved(sum(bank.ring.count * bank.spec.entry_bytes for bank in banks))
 
 
 def _read_work(command: Search | Attend, spec: NamespaceSpec, memory: NamespaceMemory) -> int:
+    # Of none, a shape may say anything.
+    if len(command.queries.shape) != 4 or not command.queries.raw.size:
+        return 0
     rows, heads, tokens, _ = command.queries.shape
     queries = heads * tokens // spec.heads
     searched = sum(memory.search_work(stream, command.layer, queries=queries) for stream in command.streams)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from itertools import islice
 
 from recollect_server.application.record_cache import NOT_ASKED, RecordCache, RegistryView
 from recollect_server.domain.credentials import Key
@@ -206,10 +205,12 @@ class Directory:
             await self._survive(self._flush, "writing down the last use of keys")
 
     async def _flush(self) -> None:
-        while self._touched_ms:
-            part = dict(islice(self._touched_ms.items(), TOUCHED_AT_ONCE))
-            await self._registry.touch_keys(part)
-            for key_id, at_ms in part.items():
+        # What is used while this writes waits for the next time: or it would write without an end.
+        touched_ms = list(self._touched_ms.items())
+        for first in range(0, len(touched_ms), TOUCHED_AT_ONCE):
+            part = touched_ms[first : first + TOUCHED_AT_ONCE]
+            await self._registry.touch_keys(dict(part))
+            for key_id, at_ms in part:
                 if self._touched_ms.get(key_id) == at_ms:  # or it was used again meanwhile
                     del self._touched_ms[key_id]
 

@@ -15,7 +15,7 @@ from recollect_server.application.fair_queue import FairQueue
 from recollect_server.application.load import Load
 from recollect_server.domain.errors import DeadlineExceededError, DrainingError, RecollectError
 from recollect_server.domain.limits import Limits
-from recollect_server.domain.steps import UNBOUNDED, Steps
+from recollect_server.domain.steps import UNBOUNDED, Kept, Steps
 from recollect_server.domain.work import CALL
 
 Answer = TypeVar("Answer")
@@ -46,7 +46,8 @@ class Job(Generic[Answer_co]):
         deadline_s: When its caller stops waiting, in `time.monotonic()` seconds; None: never.
         weight: Of the tenant.
         calls_queued_max: Most calls of the tenant that may wait, this one included.
-        is_refusable: False for the server's own work, which is queued whatever the load.
+        is_refusable: False for the server's own work, which is queued whatever the load, and is none of the
+            calls that wait.
         may_run_here: False for what the device's own thread has to do, however short it seems.
         lane: The namespace: its calls run in the order they came, one at a time.
         waited_s: From when it was queued to its first step; None if it never came to that.
@@ -78,6 +79,7 @@ class _Call(Generic[Answer_co]):
         "has_ended",
         "has_stepped",
         "is_given_up",
+        "is_kept",
         "job",
         "left",
         "queued_at_s",
@@ -90,6 +92,7 @@ class _Call(Generic[Answer_co]):
         self.is_given_up = False  # by its caller, who cancelled the future
         self.has_begun = False  # it has had a turn, or has it now
         self.has_stepped = False  # it was still wanted then
+        self.is_kept = False  # it has paused where it must not end
         self.has_ended = False
         self.left = job.cost  # of what was estimated
         self._result: list[Answer_co] = []
@@ -105,10 +108,9 @@ class _Call(Generic[Answer_co]):
                 return 0
             if not self.has_stepped:
                 self.has_stepped = True
-                done = CALL
-                done += next(steps)
+                done = CALL + self._took(next(steps))
             while done + least <= budget and self._is_wanted():
-                done += steps.send(budget - done)
+                done += self._took(steps.send(budget - done))
         except StopIteration as finished:
             self._result.append(finished.value)
             self.has_ended = True
@@ -120,6 +122,10 @@ class _Call(Generic[Answer_co]):
             self._error = error
             self.has_ended = True
         return done
+
+    def _took(self, work: int) -> int:
+        self.is_kept = isinstance(work, Kept)
+        return work
 
     def deliver(self) -> None:
         """Hands over the answer, unless nobody wants it any more."""
@@ -136,6 +142,8 @@ class _Call(Generic[Answer_co]):
 
     def _is_wanted(self) -> bool:
         """False if its caller is gone or its deadline has passed; then it is over, and has done nothing."""
+        if self.is_kept:
+            return True
         deadline_s = self.job.deadline_s
         if deadline_s is not None and time.monotonic() > deadline_s:
             when = "the device worked on the call" if self.has_stepped else "the call waited for the device"
@@ -200,7 +208,7 @@ class Dispatcher:
                 self._shared_until_s = now_s + SHARED_FOR_S
             here = self._work_in(self._of_shared(SHARED_HERE_S, LONE_HERE_S))
             fits = job.cost <= here and self._may_be_here(job)
-            self._load.queued(job.tenant, job.cost, weight=job.weight, lane=job.lane)
+            self._load.queued(job.tenant, job.cost, weight=job.weight, lane=job.lane, waits=job.is_refusable)
             self._queue.push(job.tenant, call, lane=job.lane, weight=job.weight)
             self._is_lent = fits
             if fits:
@@ -253,7 +261,7 @@ class Dispatcher:
         call.is_given_up = True
         with self._lock:
             if not call.has_begun and self._queue.remove(call.job.tenant, call, lane=call.job.lane):
-                self._load.began(call.job.tenant)
+                self._load.began(call.job.tenant, waited=call.job.is_refusable)
                 self._end(call)
 
     def _serve(self) -> None:
@@ -297,7 +305,7 @@ class Dispatcher:
         if call is not None and not call.has_begun:
             call.has_begun = True
             call.job.waited_s = time.monotonic() - call.queued_at_s
-            self._load.began(call.job.tenant)
+            self._load.began(call.job.tenant, waited=call.job.is_refusable)
         return call
 
     def _may_be_here(self, job: Job[Answer]) -> bool:

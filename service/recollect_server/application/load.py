@@ -93,21 +93,21 @@ class Load:
         """Calls that wait for their first turn, and the cost of all that is left to do."""
         return {tenant: (each.waiting, each.cost) for tenant, each in self._accounts.items()}
 
-    def queued(self, tenant: str, cost: int, *, weight: int, lane: str = "") -> None:
-        """A call waits."""
+    def queued(self, tenant: str, cost: int, *, weight: int, lane: str = "", waits: bool = True) -> None:
+        """Work is there; `waits`: it is a call, and none is taken beside too many that wait."""
         account = self._accounts.setdefault(tenant, _Account())
         self._weights += weight - (account.weight if account.under_way else 0)
         account.weight = weight
         account.under_way += 1
-        account.waiting += 1
-        self._waiting += 1
+        account.waiting += waits
+        self._waiting += waits
         account.lanes.setdefault(lane, [0, 0])[0] += 1
         self._change_cost(account, cost, lane)
 
-    def began(self, tenant: str) -> None:
-        """A call waits no more: it has its first turn."""
-        self._accounts[tenant].waiting -= 1
-        self._waiting -= 1
+    def began(self, tenant: str, *, waited: bool = True) -> None:
+        """It waits no more: it has its first turn."""
+        self._accounts[tenant].waiting -= waited
+        self._waiting -= waited
 
     def worked(self, tenant: str, cost: int, *, lane: str = "") -> None:
         """So much of the cost that was estimated is behind it."""

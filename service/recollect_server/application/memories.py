@@ -10,6 +10,7 @@ from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock, Device
 from recollect_server.domain.registry import NamespaceRecord
+from recollect_server.domain.steps import Steps, kept, run_through
 from recollect_server.domain.usage import Usage
 
 SEQUENCES_PER_MS = 1024
@@ -74,7 +75,7 @@ class Memories:
                 f"there is no namespace {record.name!r}; create it first", argument="namespace"
             )
         if held is not None:
-            self.drop(record.tenant, record.name, uid=held.uid)
+            run_through(self.drop(record.tenant, record.name, uid=held.uid))
         usage = self._usages.get(record.tenant)
         if usage is None:
             usage = self._usages[record.tenant] = Usage(self.total)
@@ -95,8 +96,8 @@ class Memories:
         held = self._held.get((record.tenant, record.name))
         return held.memory if held is not None and held.uid == record.uid else None
 
-    def drop(self, tenant: str, name: str, *, uid: str) -> int:
-        """Frees a namespace's memory; its ids do not come back.
+    def drop(self, tenant: str, name: str, *, uid: str) -> Steps[int]:
+        """Frees a namespace's memory; its ids do not come back. Nobody finds it once that has begun.
 
         Args:
             tenant: Whose namespace it is.
@@ -106,14 +107,15 @@ class Memories:
         Returns:
             How many entries that were.
         """
+        yield 0
         self._remember_gone(uid)
         held = self._held.get((tenant, name))
         if held is None or uid != held.uid:
             return 0
         del self._held[tenant, name]
         entries = held.memory.usage.entries
+        yield from kept(held.memory.clear())
         self._sequence_floor = max(self._sequence_floor, held.memory.high_water)
-        held.memory.clear()
         self._namespaces[tenant] -= 1
         if not self._namespaces[tenant]:
             del self._namespaces[tenant], self._usages[tenant]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -26,17 +26,17 @@ from recollect_server.application.commands import (
 from recollect_server.application.costs import cost_of, evicted_work, written_work
 from recollect_server.application.memories import Memories
 from recollect_server.application.pairs import RowHits, with_pairs
-from recollect_server.application.room import outgrown, require_room
+from recollect_server.application.room import Adding, require_room
 from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.bank import Bank, attend_rows
-from recollect_server.domain.errors import InvalidArgumentError, RecollectError, SequenceNotReachedError
-from recollect_server.domain.eviction import Everything
+from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
+from recollect_server.domain.eviction import Everything, as_text
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock
 from recollect_server.domain.spec import Dtype, NamespaceSpec
-from recollect_server.domain.steps import Steps
+from recollect_server.domain.steps import Steps, in_one_step, kept
 
 SCORE_BYTES, OFFSET_BYTES, LSE_BYTES = 4, 4, 4
 """Of a float32 score, of an id as an int32 offset, and of a float32 log-sum-exp, as they travel."""
@@ -82,34 +82,52 @@ class Memory:
             spec=memory.spec,
             limits=self._limits,
         )
-        # What came before may have filled banks up since it was looked whether they have to grow.
-        yield from self._grow(namespace, command)
-        for stream, length in zip(command.streams, lengths, strict=True):
-            bank = memory.bank(stream, command.layer, missing_ok=True)
-            if bank is not None:
-                yield from bank.touch(length)
-        yield written_work(command)
-        return self._memories.answered.once(
-            namespace.record.tenant,
-            command.request_id,
-            uid=namespace.record.uid,
-            call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
-            answer_type=Added,
-            work=lambda: self._add(namespace, memory, command, lengths),
-            rows=len(command.streams),
-        )
-
-    def _add(self, namespace: Namespace, memory: NamespaceMemory, command: Add, lengths: list[int]) -> Added:
         banks = [
             memory.bank(stream, command.layer, missing_ok=True) or memory.new_bank(command.layer)
             for stream in command.streams
         ]
-        self._require_room(namespace, memory, command.streams, banks, lengths)
+        record, adding = namespace.record, Adding(command.streams, banks, lengths)
+        if not self._memories.answered.knows(record.tenant, command.request_id, uid=record.uid):
+            yield from self._prepare(namespace, memory, adding)
+        add = partial(self._add, namespace, memory, command, adding)
+        return (
+            yield from self._memories.answered.once(
+                record.tenant,
+                command.request_id,
+                uid=record.uid,
+                call=f"add {command.namespace} {command.layer} {command.streams} {lengths}",
+                answer_type=Added,
+                work=lambda: in_one_step(add, multiply_adds=written_work(command)),
+                rows=len(command.streams),
+            )
+        )
+
+    def _prepare(self, namespace: Namespace, memory: NamespaceMemory, adding: Adding) -> Steps[None]:
+        """Finds memory for what an add brings.
+
+        Banks that it outgrows move to larger buffers. They do so though the caller leaves: or one with little
+        time would have them begin anew each time, and never be done.
+
+        Raises:
+            RecollectError: There is no room; no bank has moved for what cannot be stored.
+        """
+        self._require_room(namespace, memory, adding)
+        for stream, bank, length in adding.rows():
+            if bank.bytes_for(length) > bank.allocated_bytes and bank.ring.count:
+                # Others of the tenant may have grown since.
+                self._require_room(namespace, memory, Adding([stream], [bank], [length]))
+                yield from kept(bank.growing(length))
+        for _, bank, length in adding.rows():
+            yield from bank.touch(length)
+
+    def _add(self, namespace: Namespace, memory: NamespaceMemory, command: Add, adding: Adding) -> Added:
+        self._require_room(namespace, memory, adding)
         # From here on nothing can be refused: the call is stored whole.
+        banks = adding.banks
         first_ids = tuple(bank.ring.next_sequence for bank in banks)
         evicted = 0
         now_s = self._clock()
-        for row, (stream, bank, length) in enumerate(zip(command.streams, banks, lengths, strict=True)):
+        for row, (stream, bank, length) in enumerate(adding.rows()):
             memory.adopt(stream, command.layer, bank)
             keys = DenseArray(command.keys.raw[row, :, :length], command.keys.dtype)
             values = DenseArray(command.values.raw[row, :, :length], command.values.dtype)
@@ -117,51 +135,15 @@ class Memory:
         next_sequences = tuple(bank.ring.next_sequence for bank in banks)
         return Added(first_ids=first_ids, next_sequences=next_sequences, evicted=evicted)
 
-    def _require_room(
-        self,
-        namespace: Namespace,
-        memory: NamespaceMemory,
-        streams: Sequence[str],
-        banks: Sequence[Bank],
-        lengths: Sequence[int],
-    ) -> None:
+    def _require_room(self, namespace: Namespace, memory: NamespaceMemory, adding: Adding) -> None:
         require_room(
             self._memories,
             memory,
             self._memories.usage(namespace.record.tenant),
-            streams=streams,
-            banks=banks,
-            lengths=lengths,
+            adding=adding,
             quotas=namespace.quotas,
             limits=self._limits,
         )
-
-    def growing(self, namespace: Namespace, command: Command) -> tuple[Steps[None], int] | None:
-        """What is to be done before an add, and what that costs; None: nothing.
-
-        Banks that it outgrows move to larger buffers. Not as a part of the add, which may be given up at a
-        pause: then a caller with little time would have them begin anew each time, and never be done. From
-        any thread.
-        """
-        if not isinstance(command, Add):
-            return None
-        growing = self._outgrown(namespace, command)
-        copied_bytes = sum(bank.ring.count for _, bank, _ in growing) * namespace.record.spec.entry_bytes
-        return (self._grow(namespace, command), work.moved_to_new(copied_bytes)) if growing else None
-
-    def _grow(self, namespace: Namespace, command: Add) -> Steps[None]:
-        yield 0
-        for stream, bank, tokens in self._outgrown(namespace, command):
-            memory = self._memory(namespace, command.layer)
-            try:
-                self._require_room(namespace, memory, [stream], [bank], [tokens])
-            except RecollectError:  # the add will be refused, unless it has been stored before
-                return
-            yield from bank.growing(tokens)
-
-    def _outgrown(self, namespace: Namespace, command: Add) -> list[tuple[str, Bank, int]]:
-        memory = self._memories.peek(namespace.record)
-        return [] if memory is None else outgrown(memory, command, self._limits)
 
     def search(self, namespace: Namespace, command: Search) -> Steps[Found]:
         """The top_k entries of each query, in float32 scores; pairs where asked for.
@@ -287,27 +269,41 @@ class Memory:
         validation.check_selector(command.selector, self._limits)
         for layer in command.layers:
             memory.require_layer(layer)
-        yield evicted_work(command, memory)
-        return self._memories.answered.once(
-            namespace.record.tenant,
-            command.request_id,
-            uid=namespace.record.uid,
-            call=f"evict {command.namespace} {command.layers} {command.streams} {command.selector!r}",
-            answer_type=int,
-            work=lambda: self._evict(memory, command),
+        yield 0
+        selected = as_text(command.selector)
+        return (
+            yield from self._memories.answered.once(
+                namespace.record.tenant,
+                command.request_id,
+                uid=namespace.record.uid,
+                call=f"evict {command.namespace} {command.layers} {command.streams} {selected}",
+                answer_type=int,
+                work=lambda: kept(self._evict(memory, command)),
+            )
         )
 
-    def _evict(self, memory: NamespaceMemory, command: Evict) -> int:
+    def _evict(self, memory: NamespaceMemory, command: Evict) -> Steps[int]:
+        """Some banks at a time: nobody sees the others meanwhile, and it ends once it has begun."""
+        left = yield 0
         layers = command.layers or memory.spec.layers
         for stream in command.streams:
             memory.bank(stream, layers[0], missing_ok=command.missing_ok)
         now_s = self._clock()
         # By the banks that there are: a thousand streams in each of hundreds of layers may be none.
         banks = memory.held(command.streams, frozenset(command.layers))
-        evicted = sum(bank.evict(command.selector, now_s=now_s) for bank in banks)
+        evicted = done = 0
+        for bank in banks:
+            done += evicted_work(command.selector, [bank])
+            evicted += bank.evict(command.selector, now_s=now_s)
+            if done >= left:
+                left, done = (yield done), 0
         if isinstance(command.selector, Everything):
             for stream in command.streams:
+                done += work.OBJECTS * memory.count([stream])
                 memory.forget(stream, layers)
+                if done >= left:
+                    left, done = (yield done), 0
+        yield done
         return evicted
 
     def describe(self, namespace: Namespace, command: Describe) -> Steps[Stats]:
@@ -315,7 +311,7 @@ class Memory:
 
         Raises:
             StreamNotFoundError: A stream named does not exist.
-            InvalidArgumentError: Too many streams, or a bad name.
+            InvalidArgumentError: Too many streams, or banks of them, or a bad name.
         """
         memory = self._memories.of(namespace.record)
         if command.streams:
@@ -323,20 +319,18 @@ class Memory:
         layers = memory.spec.layers
         for stream in command.streams:
             memory.bank(stream, layers[0])
-        yield work.moved(sum(map(len, command.streams)))
-        banks = [
-            BankStats(
-                stream=stream,
-                layer=layer,
-                entries=bank.ring.count,
-                first_id=bank.ring.first_id,
-                next_sequence=bank.ring.next_sequence,
-                bytes=bank.allocated_bytes,
-                index=bank.index_state,
-            )
+        held = [
+            (stream, layer, bank)
             for stream in dict.fromkeys(command.streams)
             for layer, bank in memory.layers_of(stream)
         ]
+        validation.check_described([stream for stream, _, _ in held], self._limits)
+        left = yield work.moved(sum(map(len, command.streams)))
+        banks: list[BankStats] = []
+        while len(banks) < len(held):
+            some = held[len(banks) : len(banks) + max(1, left // work.OBJECTS)]
+            banks += [_described(*each) for each in some]
+            left = yield work.OBJECTS * len(some)
         usage = memory.usage
         return Stats(streams=usage.streams, entries=usage.entries, bytes=usage.bytes, banks=tuple(banks))
 
@@ -378,6 +372,18 @@ class Memory:
                     argument="min_sequences",
                 )
         return banks
+
+
+def _described(stream: str, layer: int, bank: Bank) -> BankStats:
+    return BankStats(
+        stream=stream,
+        layer=layer,
+        entries=bank.ring.count,
+        first_id=bank.ring.first_id,
+        next_sequence=bank.ring.next_sequence,
+        bytes=bank.allocated_bytes,
+        index=bank.index_state,
+    )
 
 
 def _hit_bytes(spec: NamespaceSpec, command: Search) -> int:

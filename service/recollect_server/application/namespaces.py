@@ -21,7 +21,6 @@ from recollect_server.domain.limits import Limits
 from recollect_server.domain.ports import Clock
 from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.spec import is_name
-from recollect_server.domain.steps import Steps
 from recollect_server.domain.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -142,28 +141,30 @@ class Namespaces:
         if deleted and record is not None:
             await self._free(caller.tenant, name, record.uid)
 
-    async def reconcile(self) -> None:
-        """Frees the memories of namespaces that another server deleted, or made anew."""
+    async def reconcile(self) -> bool:
+        """Frees the memories of namespaces that another server deleted, or made anew.
+
+        Returns:
+            Whether all were compared; False: the registry is away, and this is to be asked again.
+        """
         for tenant, name, uid in self._memories.held():
             try:
                 record = await self._directory.namespace(tenant, name)
             except RecollectError:
-                return  # the registry is away: what is gone will be seen when it is back
+                return False
             if record is None or record.uid != uid:
                 log.debug("freeing a namespace that is gone")
                 await self._free(tenant, name, uid)
+        return True
 
     async def _free(self, tenant: str, name: str, uid: str) -> None:
         cost = work.CALL + work.moved(self._memories.bytes_of(tenant, name))
         # Not to be refused: what is deleted must go, however much waits.
-        steps = self._dropped(tenant, name, uid, cost)
+        steps = self._memories.drop(tenant, name, uid=uid)
         job = Job(tenant, steps, cost=cost, is_refusable=False, lane=name)
-        entries = await asyncio.wrap_future(self._dispatcher.submit(job))
+        # Nor to be given up with the call that deleted it.
+        entries = await asyncio.shield(asyncio.wrap_future(self._dispatcher.submit(job)))
         self._telemetry.evicted(tenant, entries, cause="delete")
-
-    def _dropped(self, tenant: str, name: str, uid: str, cost: int) -> Steps[int]:
-        yield cost
-        return self._memories.drop(tenant, name, uid=uid)
 
     def _audit(self, origin: Origin, action: str, *, tenant: str, target: str, details: str) -> Audit:
         now_ms = int(self._clock() * 1000)

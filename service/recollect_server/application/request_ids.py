@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
+from recollect_server.domain.steps import Steps
 
 Answer = TypeVar("Answer")
 
@@ -56,9 +57,9 @@ class AnsweredRequests:
         uid: str,
         call: str,
         answer_type: type[Answer],
-        work: Callable[[], Answer],
+        work: Callable[[], Steps[Answer]],
         rows: int = 1,
-    ) -> Answer:
+    ) -> Steps[Answer]:
         """Does the work, or returns what it returned when it was asked for under the same id before.
 
         Args:
@@ -67,19 +68,15 @@ class AnsweredRequests:
             uid: Of the namespace: an answer does not outlive what it is about.
             call: What the call is, so that an id used for two different ones is noticed.
             answer_type: Of the work.
-            work: If it raises, nothing is remembered, since nothing was done.
+            work: Its steps. If it raises, nothing is remembered, since nothing was done.
             rows: Of the answer.
 
         Raises:
             InvalidArgumentError: The id is too long, or was used for another call.
         """
         if not request_id:
-            return work()
-        if len(request_id) > self._limits.request_id_length_max:
-            raise InvalidArgumentError(
-                "request_id",
-                f"has {len(request_id)} characters; at most {self._limits.request_id_length_max} are allowed",
-            )
+            return (yield from work())
+        self._check(request_id)
         digest = hashlib.blake2b(call.encode(), digest_size=DIGEST_BYTES).digest()
         answers = self._answers.get(tenant)
         if answers is not None and (uid, request_id) in answers.by_id:
@@ -89,13 +86,30 @@ class AnsweredRequests:
                     "request_id", f"{request_id!r} was used for another call; make a new one for each call"
                 )
             return answer
-        fresh = work()
+        fresh = yield from work()
         answers = self._answers.setdefault(tenant, _Answers())
         answers.by_id[uid, request_id] = _Answered(digest, fresh, rows)
         answers.rows += rows
         while len(answers.by_id) > self._limits.request_ids_remembered or answers.rows > ROWS_REMEMBERED:
             answers.rows -= answers.by_id.popitem(last=False)[1].rows
         return fresh
+
+    def knows(self, tenant: str, request_id: str, *, uid: str) -> bool:
+        """Whether a call with this id was answered already: then there is nothing to prepare for it.
+
+        Raises:
+            InvalidArgumentError: The id is too long.
+        """
+        self._check(request_id)
+        answers = self._answers.get(tenant)
+        return answers is not None and (uid, request_id) in answers.by_id
+
+    def _check(self, request_id: str) -> None:
+        if len(request_id) > self._limits.request_id_length_max:
+            raise InvalidArgumentError(
+                "request_id",
+                f"has {len(request_id)} characters; at most {self._limits.request_id_length_max} are allowed",
+            )
 
     def forget(self, tenant: str) -> None:
         """Drops a tenant's answers: it has no namespaces that they could be about."""

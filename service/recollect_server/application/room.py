@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from recollect_server.application.commands import Add
 from recollect_server.application.memories import Memories
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import MemoryExhaustedError, QuotaExceededError
@@ -16,22 +16,23 @@ from recollect_server.domain.usage import Usage
 REMEDY = "Evict, delete a namespace, or ask for a larger quota"
 
 
-def outgrown(memory: NamespaceMemory, command: Add, limits: Limits) -> list[tuple[str, Bank, int]]:
-    """Streams whose banks are too small for an add, and for how many tokens; none of one that is wrong."""
-    shape, spec, streams = command.keys.shape, memory.spec, command.streams
-    if len(shape) != 4 or not 0 < len(streams) <= limits.rows_max:
-        return []
-    tokens = shape[2]
-    lengths = command.lengths or (tokens,) * len(streams)
-    is_right = len(lengths) == len(streams) and all(0 <= length <= tokens for length in lengths)
-    if not is_right or shape != (len(streams), spec.heads, tokens, spec.key_dim):
-        return []
-    held = ((stream, memory.bank(stream, command.layer, missing_ok=True)) for stream in streams)
-    return [
-        (stream, bank, length)
-        for (stream, bank), length in zip(held, lengths, strict=True)
-        if bank is not None and bank.bytes_for(length) > bank.allocated_bytes
-    ]
+@dataclass(frozen=True, slots=True)
+class Adding:
+    """What an add brings, row by row.
+
+    Attributes:
+        streams: All different.
+        banks: Of the streams, new ones included.
+        lengths: How many tokens.
+    """
+
+    streams: Sequence[str]
+    banks: Sequence[Bank]
+    lengths: Sequence[int]
+
+    def rows(self) -> Iterator[tuple[str, Bank, int]]:
+        """Stream, bank and length of each."""
+        return zip(self.streams, self.banks, self.lengths, strict=True)
 
 
 def require_room(
@@ -39,9 +40,7 @@ def require_room(
     memory: NamespaceMemory,
     usage: Usage,
     *,
-    streams: Sequence[str],
-    banks: Sequence[Bank],
-    lengths: Sequence[int],
+    adding: Adding,
     quotas: Quotas,
     limits: Limits,
 ) -> None:
@@ -51,9 +50,7 @@ def require_room(
         memories: Of the server.
         memory: That is added to.
         usage: Of its tenant.
-        streams: Of the rows.
-        banks: Of the rows, new ones included.
-        lengths: Tokens of each row.
+        adding: What it brings.
         quotas: Of the tenant.
         limits: The server's bounds.
 
@@ -62,10 +59,10 @@ def require_room(
         QuotaExceededError: The tenant would have too many bytes, entries or streams.
         MemoryExhaustedError: All tenants together would have too many bytes.
     """
-    memory.require_room_for(streams)
-    more_streams = memory.new_streams(streams)
-    more_bytes = sum(b.bytes_for(n) - b.allocated_bytes for b, n in zip(banks, lengths, strict=True))
-    more_entries = sum(b.entries_for(n) - b.ring.count for b, n in zip(banks, lengths, strict=True))
+    memory.require_room_for(adding.streams)
+    more_streams = memory.new_streams(adding.streams)
+    more_bytes = sum(bank.bytes_for(n) - bank.allocated_bytes for _, bank, n in adding.rows())
+    more_entries = sum(bank.entries_for(n) - bank.ring.count for _, bank, n in adding.rows())
     for quota, more, used, most in (
         ("streams", more_streams, usage.streams, quotas.streams_max),
         ("entries", more_entries, usage.entries, quotas.entries_max),

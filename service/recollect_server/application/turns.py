@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,9 +14,6 @@ from recollect_server.application.memory import Memory
 from recollect_server.application.upkeep import Upkeep
 from recollect_server.domain.identity import Caller
 from recollect_server.domain.steps import Steps
-from recollect_server.domain.work import CALL
-
-log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 AnyCommand = TypeVar("AnyCommand", bound=Command)
@@ -73,7 +68,6 @@ class Turns:
             RecollectError: There is no such namespace, the call is wrong, or it cannot be taken now.
         """
         namespace = await self._catalog.get(caller, command.namespace)
-        self._have_grow(namespace, command)
         job = Job(
             caller.tenant,
             use_case(namespace, command),
@@ -94,24 +88,3 @@ class Turns:
         # Not before it: nobody has to wait for that.
         asyncio.get_running_loop().call_soon(self._upkeep.after, namespace, command)
         return answer
-
-    def _have_grow(self, namespace: Namespace, command: Command) -> None:
-        """Before its turn, which is in the same lane; done though the caller leaves."""
-        growing = self._memory.growing(namespace, command)
-        if growing is None:
-            return
-        steps, cost = growing
-        job = Job(
-            namespace.record.tenant,
-            steps,
-            cost=CALL + cost,
-            weight=namespace.quotas.weight,
-            is_refusable=False,
-            lane=command.namespace,
-        )
-        self._dispatcher.submit(job).add_done_callback(_log_defect)
-
-
-def _log_defect(growing: Future[None]) -> None:
-    if not growing.cancelled() and growing.exception() is not None:
-        log.error("a bank could not move to larger buffers", exc_info=growing.exception())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,13 @@ def in_words(selector: Selector) -> str:
             return f"older than {age_s:g} s"
         case Everything():
             return "all"
+
+
+def as_text(selector: Selector) -> str:
+    """A text of its own for each; of ids a digest, since NumPy shows but a few of many."""
+    if isinstance(selector, ByIds):
+        return f"ids {hashlib.blake2b(selector.ids.tobytes(), digest_size=16).hexdigest()}"
+    return repr(selector)
 
 
 def condemned(ring: Ring, selector: Selector, *, now_s: float) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from recollect_server.domain import work
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import (
     LayerNotFoundError,
@@ -13,6 +14,7 @@ from recollect_server.domain.errors import (
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.ports import Device
 from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.steps import Steps
 from recollect_server.domain.usage import Usage
 
 
@@ -124,6 +126,10 @@ class NamespaceMemory:
         """The stream's banks by layer."""
         return list(self._streams.get(stream, {}).items())
 
+    def count(self, streams: Sequence[str]) -> int:
+        """How many banks these streams have. Safe to ask from any thread."""
+        return sum(len(self._streams.get(stream, ())) for stream in streams)
+
     def held(self, streams: Sequence[str], layers: Collection[int]) -> list[Bank]:
         """The banks that there are of these streams in these layers (none: in all). Safe from any thread."""
         return [
@@ -145,6 +151,7 @@ class NamespaceMemory:
             self._streams[stream] = {}
             self.usage.change(streams=1)
         self._streams[stream][layer] = bank
+        bank.hold()
 
     def forget(self, stream: str, layers: tuple[int, ...]) -> None:
         """Frees the stream's banks of these layers, and the stream with its last bank."""
@@ -165,7 +172,13 @@ class NamespaceMemory:
         bank = self._streams.get(stream, {}).get(layer)
         return bank.ring.next_sequence if bank is not None else self._high_water[layer]
 
-    def clear(self) -> None:
-        """Frees everything; the memory must not be used after."""
-        for stream in list(self._streams):
-            self.forget(stream, self.spec.layers)
+    def clear(self) -> Steps[None]:
+        """Frees everything, some banks at a time; the memory must not be used after."""
+        left, done = (yield 0), 0
+        for stream, layers in list(self._streams.items()):
+            for layer, bank in list(layers.items()):
+                done += work.OBJECTS + work.moved(bank.ring.allocated * self.spec.entry_bytes)
+                self.forget(stream, (layer,))
+                if done >= left:
+                    left, done = (yield done), 0
+        yield done

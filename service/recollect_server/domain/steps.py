@@ -14,7 +14,13 @@ It yields what it has done since it last paused, in multiply-adds (`domain.work`
 next step may take at most. That is a wish: a step that cannot be made smaller is done whole. Between two
 steps others may run, but never another call of the same namespace. What changes something does so in the last
 step, whole, after it has yielded what that will take: so it can be closed at any pause and has done nothing.
+What is of use to who comes next yields `Kept`.
 """
+
+
+class Kept(int):
+    """What was done before a pause at which nobody gives the work up, though its caller has gone."""
+
 
 UNBOUNDED = 2**62
 """For a step that nobody waits behind."""
@@ -29,6 +35,20 @@ def run_through(steps: Steps[Result]) -> Result:
     except StopIteration as finished:
         result: Result = finished.value
         return result
+
+
+def kept(steps: Steps[Result]) -> Steps[Result]:
+    """The same steps, which are taken to their end once they have begun."""
+    try:
+        done = next(steps)
+        while True:
+            left = yield Kept(done)
+            done = steps.send(left)
+    except StopIteration as finished:
+        result: Result = finished.value
+        return result
+    finally:
+        steps.close()
 
 
 def in_steps(steps: Steps[Result], each: int) -> Generator[int, None, Result]:

@@ -23,7 +23,7 @@ class Quotas:
     """
 
     bytes_max: int = 4 * GIB
-    """Allocated for keys, values and indexes."""
+    """Allocated for keys, values and indexes, and 4 KiB for each bank."""
     entries_max: int = 16_777_216
     namespaces_max: int = 256
     streams_max: int = 65_536

@@ -12,7 +12,7 @@ class Usage:
         parent: What these totals are a part of, and which changes with them.
 
     Attributes:
-        bytes: Allocated for keys, values and indexes.
+        bytes: Allocated for keys, values and indexes, and 4 KiB for each bank.
         entries: Stored.
         streams: That exist.
     """

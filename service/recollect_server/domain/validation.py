@@ -17,6 +17,9 @@ SCORED_MAX = 2.0**50
 """Largest element of a key or query (about 1e15), so that no inner product overflows float32: FAISS takes an
 entry whose score is infinite for one that is not there."""
 
+DESCRIPTION_BYTES = 192
+"""Of what an answer tells of one bank, beside the name of its stream."""
+
 SCALE_MIN, SCALE_MAX = 1e-30, 1e5
 """So that no scaled score is zero or infinite in float32."""
 
@@ -176,6 +179,18 @@ def check_answer_bytes(
             "queries",
             f"and top_k ask for an answer of {needed:,} bytes; at most {most:,} are sent "
             "in one. Ask for fewer rows or tokens in one call",
+        )
+
+
+def check_described(streams: Sequence[str], limits: Limits) -> None:
+    """Refuses to describe more banks than are told of in one answer; `streams`: the name of each bank's."""
+    most = limits.message_bytes_max
+    needed = sum(DESCRIPTION_BYTES + len(stream.encode()) for stream in streams)
+    if needed > most:
+        raise InvalidArgumentError(
+            "streams",
+            f"have {len(streams):,} banks, whose details take {needed:,} bytes; at most {most:,} are sent in "
+            "one answer. Name fewer streams",
         )
 
 

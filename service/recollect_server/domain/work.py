@@ -21,6 +21,9 @@ NEW = 4
 BANK = 10_000
 """Of a bank whose entries are looked through for those that go."""
 
+OBJECTS = 300_000
+"""Of a bank that is described or freed, whatever it holds: it is made of many small objects."""
+
 CALL = 4_000_000
 """Of a call, however small: its dispatch, its checks, its answer."""
 

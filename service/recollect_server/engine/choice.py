@@ -7,9 +7,8 @@ answered, and the way that seems slower is tried now and then.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
@@ -32,8 +31,8 @@ TRIED_UP_TO, TRIED_S = 4.0, 0.02
 class _Size:
     """What is known of questions of about one size: seconds for each unit of estimated work, either way."""
 
-    exact: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
-    lists: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
+    exact: tuple[float, ...] = ()  # never changed in place: other threads look at them
+    lists: tuple[float, ...] = ()
     takes_lists: bool = True
     asked: int = 0  # since the other way was tried
     tried_after: int = TRIED_AFTER
@@ -68,10 +67,14 @@ class Choice:
     def measured(self, queries: int, seconds: float, *, took_lists: bool, work: int) -> None:
         """A question took so long, whose work was estimated at so much."""
         size = self._size(queries)
-        rates = size.lists if took_lists else size.exact
+        before = size.lists if took_lists else size.exact
         if took_lists != size.takes_lists:
-            rates.clear()
-        rates.append(seconds / work)
+            before = ()
+        rates = (*before, seconds / work)[-MEASURED:]
+        if took_lists:
+            size.lists = rates
+        else:
+            size.exact = rates
 
     def _size(self, queries: int) -> _Size:
         return self._sizes.setdefault(queries.bit_length() - 1, _Size())
@@ -79,7 +82,8 @@ class Choice:
 
 def _seconds(size: _Size, exact: int, lists: int) -> tuple[float, float, bool]:
     """What either way takes, and whether that is seconds: as long as nothing was measured, it is work."""
-    exact_rates, lists_rates = size.exact or size.lists, size.lists or size.exact
+    exact_rates, lists_rates = size.exact, size.lists
+    exact_rates, lists_rates = exact_rates or lists_rates, lists_rates or exact_rates
     if not exact_rates:
         return float(exact), float(lists), False
     return exact * median(exact_rates), lists * median(lists_rates), True

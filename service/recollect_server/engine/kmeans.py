@@ -63,6 +63,7 @@ def centroids_of(sample: Float32, lists: int, *, rows: int) -> Generator[int, No
         empty = np.flatnonzero(counts == 0)
         sums[empty], counts[empty] = sample[-1 - empty % len(sample)], 1
         means = sums / counts[:, None]
+        centroids.fill(0)  # the first ones are keys
         centroids = means.astype(np.float32)
     variances = np.maximum(squares / counts - np.einsum("ld,ld->l", means, means), 0)
     # A few keys say little of how far others will be: the others' distances count as some more.

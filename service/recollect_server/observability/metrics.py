@@ -250,7 +250,11 @@ def _flag(name: str, text: str, value: bool) -> GaugeMetricFamily:
 
 
 _TENANT_GAUGES: tuple[tuple[str, str, Callable[[TenantState], int]], ...] = (
-    ("recollect_tenant_bytes", "Allocated for keys, values and indexes.", lambda has: has.bytes),
+    (
+        "recollect_tenant_bytes",
+        "Allocated for keys, values and indexes, and 4 KiB for each bank.",
+        lambda has: has.bytes,
+    ),
     ("recollect_tenant_entries", "Live ones.", lambda has: has.entries),
     ("recollect_tenant_namespaces", "Of which this server holds something.", lambda has: has.namespaces),
     ("recollect_tenant_streams", "In all namespaces.", lambda has: has.streams),

@@ -12,7 +12,7 @@ class TenantState:
     """What one tenant holds on this server now, and what of its work waits.
 
     Attributes:
-        bytes: Allocated for keys, values and indexes.
+        bytes: Allocated for keys, values and indexes, and 4 KiB for each bank.
         entries: Live ones.
         namespaces: Of which this server holds something.
         streams: In all of them together.

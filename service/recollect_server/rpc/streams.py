@@ -34,11 +34,17 @@ class SearchStream:
         self._ids = tensors.packed_ids(begun.found.ids)
 
     async def whole(self) -> pb.SearchPart:
-        """All of it in one part.
+        """All of it in one part. Who does not wait for it gives the search up.
 
         Raises:
             RecollectError: The search's.
         """
+        try:
+            return await self._whole()
+        finally:
+            self._end()
+
+    async def _whole(self) -> pb.SearchPart:
         part, tensor_of = self._header()
         for number, array in self._found():
             tensor_of[number].data = little_endian(array).tobytes()
@@ -57,7 +63,7 @@ class SearchStream:
         """
         try:
             if self._size_bytes() <= CHUNK_BYTES:
-                yield (await self.whole()).SerializeToString()
+                yield (await self._whole()).SerializeToString()
                 return
             part, _ = self._header()
             yield part.SerializeToString()
@@ -68,8 +74,11 @@ class SearchStream:
             async for chunk in self._fetching.chunks(self._search):
                 yield chunk.part
         finally:
-            self._search.cancel()
-            del self._search  # what it raises holds this frame
+            self._end()
+
+    def _end(self) -> None:
+        self._search.cancel()
+        del self._search  # what it raises holds this frame
 
     def _found(self) -> Iterator[tuple[Array, npt.NDArray[np.generic]]]:
         yield pb.SEARCH_ARRAY_SCORES, self._begun.found.scores

@@ -169,8 +169,11 @@ def _elements(
     shape, data = tuple(tensor.shape), tensor.data
     if len(shape) > RANK_MAX:
         raise InvalidArgumentError(argument, f"has {len(shape)} dimensions; {RANK_MAX} are the most")
-    if shape and not (min(shape) >= 0 and max(shape) <= SIZE_MAX):
-        raise InvalidArgumentError(argument, f"has shape {list(shape)}; sizes are from 0 to {SIZE_MAX}")
+    # Together, too, also where one of them is 0.
+    if shape and not (min(shape) >= 0 and math.prod(filter(None, shape)) <= SIZE_MAX):
+        raise InvalidArgumentError(
+            argument, f"has shape {list(shape)}; sizes are from 0 to {SIZE_MAX}, and so are their products"
+        )
     expected = math.prod(shape) * dtype.itemsize
     if tensor.HasField("offset") and not data:
         return _copied(argument, tensor.offset, expected, room).view(dtype).reshape(shape)

@@ -182,6 +182,20 @@ async def test_who_gives_up_makes_room() -> None:
     assert receiver.bench.admission._accounts["a"].bytes == 0
 
 
+async def test_who_gave_up_waits_no_more() -> None:
+    """Callers that hang up while they wait each leave something behind, as long as there is no room."""
+    receiver = Receiver()
+    tasks = await receiver.begin(3)
+    for _ in range(5):
+        leaving = await receiver.begin(20)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+    assert not receiver.bench.admission._accounts["a"].waiting
+    receiver.received.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_turn_that_comes_to_a_caller_who_leaves_goes_on() -> None:
     """A place to receive is lost when its turn and the leaving coincide: in the end nobody has one."""
     receiver = Receiver()

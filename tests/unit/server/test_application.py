@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -10,9 +12,11 @@ from recollect_server.application.commands import (
     Attend,
     AttendBackward,
     Command,
+    Describe,
     Evict,
     Namespace,
     Search,
+    Stats,
 )
 from recollect_server.application.request_ids import AnsweredRequests
 from recollect_server.domain import work
@@ -28,15 +32,15 @@ from recollect_server.domain.eviction import ByIds, Everything, OlderThan, Oldes
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.spec import Dtype, NamespaceSpec
-from recollect_server.domain.steps import UNBOUNDED, Result, Steps, run_through
+from recollect_server.domain.steps import UNBOUNDED, Result, Steps, in_one_step, run_through
 from recollect_server.domain.tenants import Quotas
-from tests.unit.server.use_cases import ENTRY_BYTES, Server, steps_of
+from tests.unit.server.use_cases import BANK_BYTES, ENTRY_BYTES, Server, steps_of
 
 
 @pytest.fixture
 def server() -> Server:
     """With room for three streams."""
-    return Server(memory_bytes_max=3 * 64 * ENTRY_BYTES)
+    return Server(memory_bytes_max=3 * (64 * ENTRY_BYTES + BANK_BYTES))
 
 
 def test_memory_is_bounded(server: Server) -> None:
@@ -44,7 +48,7 @@ def test_memory_is_bounded(server: Server) -> None:
     for stream in "abc":
         server.add(stream, 60)
     before = server.stats()
-    with pytest.raises(MemoryExhaustedError, match="1,024 bytes more"):
+    with pytest.raises(MemoryExhaustedError, match="5,120 bytes more"):
         server.add("d", 1)
     assert server.stats() == before
     server.add("a", 4)  # needs no more
@@ -52,6 +56,73 @@ def test_memory_is_bounded(server: Server) -> None:
         server.add("a", 1)
     server.evict("b", Everything())
     server.add("d", 1)
+
+
+def test_a_bank_is_not_for_nothing() -> None:
+    """A tenant that adds nothing to many streams and layers fills the machine, and no quota counts it."""
+    server = Server(quotas=Quotas(bytes_max=10 * BANK_BYTES))
+
+    def add_nothing(stream: str) -> None:
+        one = from_float32(np.ones((1, 1, 1, 2), dtype=np.float32), Dtype.FLOAT32)
+        run_through(server.memory.add(server.namespace(), Add("n", 0, (stream,), one, one, lengths=(0,))))
+
+    for number in range(10):
+        add_nothing(f"{number}")
+    assert server.stats().bytes == server.memories.total.bytes == 10 * BANK_BYTES
+    with pytest.raises(QuotaExceededError, match="4,096 bytes more"):
+        add_nothing("more")
+    add_nothing("0")
+    server.evict("0", Everything())
+    assert server.memories.total.bytes == 9 * BANK_BYTES
+    add_nothing("more")
+
+
+@pytest.mark.parametrize("what", ["describe", "evict", "drop"])
+def test_many_banks_are_gone_through_some_at_a_time(what: str) -> None:
+    """One call for thousands of banks holds up every tenant for seconds."""
+    server, budget = Server(), 3 * work.OBJECTS
+    names = tuple(f"{number}" for number in range(50))
+    for name in names:
+        server.add(name, 3)
+    namespace = server.namespace()
+    doings: dict[str, Steps[Stats] | Steps[int]] = {
+        "describe": server.memory.describe(namespace, Describe("n", names)),
+        "evict": server.memory.evict(namespace, Evict("n", names, Everything())),
+        "drop": server.memories.drop("one", "n", uid=namespace.record.uid),
+    }
+    taken: list[int] = steps_of(doings[what], budget)
+    assert max(taken) < 2 * budget
+    assert sum(taken) >= len(names) * work.OBJECTS
+    assert (server.memories.total.entries == 0) == (what != "describe")
+    if what == "describe":
+        assert {bank.stream: bank.entries for bank in server.stats(*names).banks} == dict.fromkeys(names, 3)
+
+
+def test_details_of_more_banks_than_an_answer_holds_are_refused() -> None:
+    """The server makes an answer of any size, and the caller cannot even take it."""
+    server = Server(message_bytes_max=1000)
+    for name in "abcdef":
+        server.add(name, 1)
+    assert len(server.stats(*"abcde").banks) == 5
+    with pytest.raises(InvalidArgumentError, match="6 banks, whose details take 1,158 bytes"):
+        server.stats(*"abcdef")
+
+
+def test_ids_of_two_evictions_are_told_apart() -> None:
+    """An eviction of others under an id that was used is taken for a repeat: it does nothing."""
+    server = Server()
+    first = server.add("a", 50)
+
+    def evict(wanted: int) -> int:
+        """So many of the first; in the middle of more ids than NumPy shows of an array."""
+        few = first + np.arange(wanted, wanted + 10)
+        ids = np.concatenate([np.arange(first - 3000, first), few, np.arange(first + 100, first + 200)])
+        command = Evict("n", ("a",), ByIds(ids), request_id="once")
+        return run_through(server.memory.evict(server.namespace(), command))
+
+    assert [evict(0), evict(0)] == [10, 10]
+    with pytest.raises(InvalidArgumentError, match="another call"):
+        evict(20)
 
 
 def test_streams_are_bounded() -> None:
@@ -68,7 +139,7 @@ def test_streams_are_bounded() -> None:
 @pytest.mark.parametrize(
     ("quota", "quotas"),
     [
-        ("BYTES", Quotas(bytes_max=164 * ENTRY_BYTES)),
+        ("BYTES", Quotas(bytes_max=164 * ENTRY_BYTES + 2 * BANK_BYTES)),
         ("ENTRIES", Quotas(entries_max=110)),
         ("STREAMS", Quotas(streams_max=2)),
     ],
@@ -80,7 +151,7 @@ def test_a_tenants_quotas_hold_over_its_namespaces(quota: str, quotas: Quotas) -
     server.add("b", 10, name="m")
     used = server.memories.usage("one")
     before = (used.bytes, used.entries, used.streams)
-    assert before == (164 * ENTRY_BYTES, 110, 2)
+    assert before == (164 * ENTRY_BYTES + 2 * BANK_BYTES, 110, 2)
     with pytest.raises(QuotaExceededError, match="in use") as refused:
         server.add("c", 1)
     assert refused.value.reason == f"QUOTA_{quota}"
@@ -141,7 +212,7 @@ def test_what_a_namespace_holds(server: Server) -> None:
     server.add("a", 5)
     server.add("b", 7)
     stats = server.stats("b", "b")
-    assert (stats.streams, stats.entries, stats.bytes) == (2, 12, 128 * ENTRY_BYTES)
+    assert (stats.streams, stats.entries, stats.bytes) == (2, 12, 128 * ENTRY_BYTES + 2 * BANK_BYTES)
     assert [(b.stream, b.layer, b.entries) for b in stats.banks] == [("b", 0, 7)]
     assert server.stats().banks == ()
     with pytest.raises(StreamNotFoundError):
@@ -246,7 +317,8 @@ def once(
         done.append(request_id)
         return len(done)
 
-    return answers.once(tenant, request_id, uid=uid, call=call, answer_type=int, work=work)
+    steps = partial(in_one_step, work)
+    return run_through(answers.once(tenant, request_id, uid=uid, call=call, answer_type=int, work=steps))
 
 
 def test_work_is_done_once() -> None:
@@ -292,7 +364,9 @@ def test_failed_work_is_not_remembered() -> None:
         raise InvalidArgumentError("x", "no")
 
     with pytest.raises(InvalidArgumentError):
-        answers.once("t", "x", uid="1", call="c", answer_type=int, work=fail)
+        run_through(
+            answers.once("t", "x", uid="1", call="c", answer_type=int, work=partial(in_one_step, fail))
+        )
     assert once(answers, "x", done) == 1
 
 

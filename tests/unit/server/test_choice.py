@@ -38,6 +38,17 @@ def test_estimates_decide_until_something_is_measured() -> None:
     assert made.prefers_lists(8, exact=1000, lists=999)
 
 
+def test_what_was_measured_can_be_looked_at_meanwhile() -> None:
+    """A call that is estimated while another is measured fails, since nothing seems to be known any more."""
+    made = Choice()
+    ask(made, TRIED_AFTER + 1, exact_s=1 * MS, lists_s=2 * MS)  # both ways
+    known = [(size.exact, size.lists) for size in made._sizes.values()]
+    before = [(tuple(exact), tuple(lists)) for exact, lists in known]
+    for took_lists in (False, True, False):
+        made.measured(512, 1 * MS, took_lists=took_lists, work=1000)
+    assert [(tuple(exact), tuple(lists)) for exact, lists in known] == before
+
+
 def test_a_wrong_estimate_is_found_out() -> None:
     """On another machine than that of the estimates, questions are answered by the slower way for ever."""
     made = Choice()

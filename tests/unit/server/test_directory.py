@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 
@@ -215,6 +216,27 @@ async def test_last_use_is_written_down(world: World, monkeypatch: pytest.Monkey
         while (stored := await world.registry.key(key.key_id)) is None or stored.last_used_at_ms is None:
             await asyncio.sleep(0.005)
     assert stored.last_used_at_ms == 1_000_000
+
+
+async def test_keys_that_are_always_in_use_are_written_down_now_and_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load the registry is written to without a pause, and what others did last is never written."""
+    monkeypatch.setattr(module, "TOUCHED_AT_ONCE", 2)
+    written: list[set[str]] = []
+
+    async def touch_keys(last_used_at_ms: Mapping[str, int]) -> None:
+        written.append(set(last_used_at_ms))
+        world.now_s += 1
+        for name in ("hot", "hotter"):
+            world.directory.touch(name)
+
+    monkeypatch.setattr(world.registry, "touch_keys", touch_keys)
+    for name in ("hot", "hotter", "cold"):
+        world.directory.touch(name)
+    for _ in range(2):
+        await asyncio.wait_for(world.directory._flush(), PATIENCE_S)
+    assert written == [{"hot", "hotter"}, {"cold"}, {"hot", "hotter"}]
 
 
 async def test_last_use_is_written_down_at_the_end(watched: World) -> None:

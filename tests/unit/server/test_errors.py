@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 
 import grpc
@@ -20,6 +21,10 @@ from recollect_server.rpc import endpoint as rpc_endpoint
 from recollect_server.rpc import status
 from recollect_server.rpc.call import Call
 from recollect_server.settings import Settings
+
+INFO = "/recollect.v1.NamespaceService/GetServerInfo"
+
+PATIENCE_S = 20.0
 
 CLIENT_OF: dict[type[errors.RecollectError], type[recollect.RecollectError]] = {
     errors.InvalidArgumentError: recollect.InvalidArgumentError,
@@ -146,12 +151,32 @@ def test_a_closed_server_drains(transport: EmbeddedTransport) -> None:
     """A call after close hangs, or dies of something that is no error of the tree."""
     transport.close()
     request = pb.GetServerInfoRequest()
-    path = "/recollect.v1.NamespaceService/GetServerInfo"
-    reply = transport.call(path, request, timeout_s=60, credential=None)
+    reply = transport.call(INFO, request, timeout_s=60, credential=None)
     assert reply.code == "UNAVAILABLE"
     assert reply.detail is not None
     assert reply.detail.reason == "DRAINING"
     assert reply.detail.retry_after_ms > 0
+
+
+def test_who_calls_while_it_is_closed_is_answered() -> None:
+    """A thread that calls just when another one closes the memory waits for an answer for ever."""
+    for _ in range(20):
+        closing = EmbeddedTransport(build_embedded_core(Settings(device="cpu")))
+        codes: list[str] = []
+
+        def call(to: EmbeddedTransport = closing, codes: list[str] = codes) -> None:
+            while not codes or codes[-1] == "OK":
+                request = pb.GetServerInfoRequest()
+                codes.append(to.call(INFO, request, timeout_s=None, credential=None).code)
+
+        threads = [threading.Thread(target=call, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        closing.close()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert not any(thread.is_alive() for thread in threads)
+        assert set(codes) <= {"OK", "UNAVAILABLE"}
 
 
 def test_every_method_of_the_wire_has_a_route(transport: EmbeddedTransport) -> None:

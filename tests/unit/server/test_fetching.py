@@ -163,6 +163,17 @@ async def test_who_leaves_has_the_search_given_up(caplog: pytest.LogCaptureFixtu
     assert not caplog.records
 
 
+async def test_who_leaves_before_all_of_it_is_there_has_the_search_given_up() -> None:
+    """In one process, the device goes on with a large answer that nobody wants."""
+    device = Device()
+    waiting = asyncio.create_task((await stream_of(device)).whole())
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await asyncio.sleep(0)
+    assert device.was_given_up
+
+
 async def test_who_does_not_wait_has_the_search_given_up() -> None:
     """A call that is cancelled before anything was found goes on at the device."""
     fetching, ended = Fetching(), asyncio.Event()

@@ -13,12 +13,12 @@ import pytest
 
 from recollect_server.application.catalog import Catalog
 from recollect_server.application.commands import Add, Added, Namespace
-from recollect_server.application.dispatch import Dispatcher, Job
+from recollect_server.application.dispatch import Dispatcher
 from recollect_server.application.turns import Times, Turns
 from recollect_server.application.upkeep import Upkeep
 from recollect_server.domain import work
 from recollect_server.domain.arrays import Raw, from_float32
-from recollect_server.domain.errors import QuotaExceededError
+from recollect_server.domain.errors import QuotaExceededError, RecollectError
 from recollect_server.domain.identity import Caller
 from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.ring import Write
@@ -29,7 +29,7 @@ from recollect_server.domain.tenants import Quotas
 from recollect_server.engine import cpu_buffers
 from recollect_server.engine.cpu import CpuDevice
 from tests.unit.server.shaky_registry import PATIENCE_S, until
-from tests.unit.server.use_cases import Server, steps_of
+from tests.unit.server.use_cases import BANK_BYTES, Server, steps_of
 
 BIG = NamespaceSpec(layers=(0,), heads=1, key_dim=2, value_dim=2, capacity=200_000, dtype=Dtype.FLOAT32)
 HELD = 65_536
@@ -65,13 +65,6 @@ def full_banks(server: Server, *streams: str) -> Namespace:
     return namespace
 
 
-def growing_for(server: Server, namespace: Namespace, command: Add) -> tuple[Steps[None], int]:
-    """What is done before that add, and what it is said to cost."""
-    growing = server.memory.growing(namespace, command)
-    assert growing is not None
-    return growing
-
-
 def usage(server: Server) -> tuple[int, int]:
     """Entries and bytes."""
     total = server.memories.total
@@ -83,13 +76,9 @@ def test_a_bank_grows_a_little_at_a_time(made: list[Raw]) -> None:
     server, budget = Server(), 1_000_000
     namespace = full_banks(server, "a")
     made.clear()
-    adding = add(namespace, 1, "a")
-    growing, cost = growing_for(server, namespace, adding)
-    steps = steps_of(growing, budget)
+    steps = steps_of(server.memory.add(namespace, add(namespace, 1, "a")), budget)
     assert max(steps) <= budget
-    assert sum(steps) == cost == work.moved_to_new(HELD * BIG.entry_bytes)
-    assert server.memory.growing(namespace, adding) is None
-    run_through(server.memory.add(namespace, adding))
+    assert sum(steps) >= work.moved_to_new(HELD * BIG.entry_bytes)
     assert len(made) == 2, "keys and values are copied once"
     memory = server.memories.peek(namespace.record)
     held = None if memory is None else memory.bank("a", 0)
@@ -102,32 +91,20 @@ def test_a_bank_grows_a_little_at_a_time(made: list[Raw]) -> None:
     np.testing.assert_array_equal(keys[HELD], [0, 1])
 
 
-def test_a_bank_that_was_filled_up_meanwhile_grows_a_little_at_a_time(made: list[Raw]) -> None:
-    """Who has several adds under way has one of them copy all at once, since there was room when it came."""
-    server, budget = Server(), 1_000_000
-    namespace = full_banks(server, "a")
-    made.clear()
-    steps = steps_of(server.memory.add(namespace, add(namespace, 1, "a")), budget)
-    assert max(steps) <= budget
-    assert sum(steps) >= work.moved_to_new(HELD * BIG.entry_bytes)
-    assert len(made) == 2
-    assert usage(server)[0] == HELD + 1
-
-
 def test_who_ends_while_banks_grow_leaves_nothing_behind(made: list[Raw]) -> None:
     """Larger buffers count though nobody has them, copies stay in memory, or those before are not kept."""
     server = Server()
     namespace = full_banks(server, "a", "b")
     entries, size_bytes = usage(server)
     made.clear()
-    growing, _ = growing_for(server, namespace, add(namespace, 1, "a", "b"))
-    next(growing)
+    adding = server.memory.add(namespace, add(namespace, 1, "a", "b"))
+    next(adding)
     larger = HELD * BIG.entry_bytes
     for _ in range(60):
-        growing.send(1_000_000)
+        adding.send(1_000_000)
     assert len(made) == 4, "the first bank has its larger buffers"
     assert usage(server) == (entries, size_bytes + 2 * larger), "others cannot have that memory, too"
-    growing.close()
+    adding.close()
     assert not any(array.any() for array in made[2:])
     assert usage(server) == (entries, size_bytes + larger)
     run_through(server.memory.add(namespace, add(namespace, 1, "a", "b")))
@@ -136,35 +113,53 @@ def test_who_ends_while_banks_grow_leaves_nothing_behind(made: list[Raw]) -> Non
 
 def test_no_bank_grows_for_an_add_that_is_refused(made: list[Raw]) -> None:
     """Who is over its quota has the device copy gigabytes for each of its adds, and memory taken for them."""
-    server = Server(quotas=Quotas(bytes_max=HELD * BIG.entry_bytes + 100))
+    server = Server(quotas=Quotas(bytes_max=HELD * BIG.entry_bytes + BANK_BYTES + 100))
     namespace = full_banks(server, "a")
     before = usage(server)
     made.clear()
-    adding = add(namespace, 1, "a")
-    run_through(growing_for(server, namespace, adding)[0])
     with pytest.raises(QuotaExceededError, match="bytes"):
-        run_through(server.memory.add(namespace, adding))
+        run_through(server.memory.add(namespace, add(namespace, 1, "a")))
     assert not made
     assert usage(server) == before
 
 
-def test_nothing_is_done_for_a_wrong_add() -> None:
-    """What will be refused has banks grow, or the look at it fails in another way than the add."""
+def test_nothing_is_done_for_a_wrong_add(made: list[Raw]) -> None:
+    """What is refused has banks grow: its tenant pays for memory that holds nothing."""
     server = Server()
     namespace = full_banks(server, "a")
+    before = usage(server)
+    made.clear()
     right = add(namespace, 1, "a")
     flat = from_float32(np.zeros((1, 2), np.float32), Dtype.FLOAT32)
     for wrong in (
         replace(right, keys=flat),
         replace(right, keys=from_float32(np.zeros((1, 1, 1, 3), np.float32), Dtype.FLOAT32)),
+        replace(right, values=from_float32(np.full((1, 1, 1, 2), np.nan, np.float32), Dtype.FLOAT32)),
         replace(right, lengths=(1, 1)),
         replace(right, lengths=(-5,)),
         replace(right, lengths=(2,)),
         replace(right, layer=9),
         replace(right, streams=("a",) * 5000),
         replace(right, streams=()),
+        replace(right, request_id="x" * 5000),
     ):
-        assert server.memory.growing(namespace, wrong) is None
+        with pytest.raises(RecollectError):
+            run_through(server.memory.add(namespace, wrong))
+    assert not made
+    assert usage(server) == before
+
+
+def test_no_bank_grows_for_an_add_that_is_repeated(made: list[Raw]) -> None:
+    """A client that did not get its answer, and asks again, pays for a larger buffer that holds nothing."""
+    server = Server()
+    namespace = full_banks(server, "a", "b")
+    filling = replace(add(namespace, HELD, "a"), request_id="once")
+    first = run_through(server.memory.add(namespace, filling))
+    before = usage(server)
+    made.clear()
+    assert run_through(server.memory.add(namespace, filling)) == first
+    assert not made
+    assert usage(server) == before
 
 
 def test_copies_of_who_ends_are_zeroed(made: list[Raw]) -> None:
@@ -203,30 +198,39 @@ async def test_a_bank_grows_though_the_caller_leaves() -> None:
     server = Server()
     namespace = full_banks(server, "a")
     entries, size_bytes = usage(server)
-    dispatcher, may_go = Dispatcher(server.limits), threading.Event()
+    dispatcher, has_begun, may_go_on = Dispatcher(server.limits), threading.Event(), threading.Event()
 
-    def holding() -> Steps[None]:
-        yield 0
-        may_go.wait(PATIENCE_S)
+    def slowly(of: Namespace, command: Add) -> Steps[Added]:
+        steps = server.memory.add(of, command)
+        done, taken = next(steps), 0
+        try:
+            while True:
+                yield done
+                done, taken = steps.send(1_000_000), taken + 1
+                if taken == 10:  # of about fifty
+                    has_begun.set()
+                    may_go_on.wait(PATIENCE_S)
+        except StopIteration as finished:
+            added: Added = finished.value
+            return added
+        finally:
+            steps.close()
 
-    held = dispatcher.submit(Job("other", holding(), cost=work.CALL, may_run_here=False))
     upkeep = Upkeep(server.memories, dispatcher, telemetry=NoTelemetry())
     turns = Turns(
         cast("Catalog", OneNamespace(namespace)), server.memory, dispatcher=dispatcher, upkeep=upkeep
     )
-    caller = Caller("one")
 
     def take() -> Coroutine[None, None, Added]:
-        return turns.take(caller, add(namespace, 1, "a"), server.memory.add, times=Times())
+        return turns.take(Caller("one"), add(namespace, 1, "a"), slowly, times=Times())
 
     leaving = asyncio.create_task(take())
-    await until(lambda: "one" in dispatcher.queued())
+    await until(has_begun.is_set)
     leaving.cancel()
     await asyncio.wait([leaving])
-    may_go.set()
+    may_go_on.set()
     await until(lambda: not dispatcher.queued())
     assert usage(server) == (entries, size_bytes + HELD * BIG.entry_bytes)
     assert (await take()).evicted == 0
     assert usage(server) == (entries + 1, size_bytes + HELD * BIG.entry_bytes)
-    held.result(PATIENCE_S)
     dispatcher.drain()

@@ -189,6 +189,16 @@ def test_attend(isa: str, threads: int, dtype: Dtype, top_k: int, dim: int) -> N
     assert np.isneginf(lse[empty]).all()
 
 
+def test_what_has_no_weight_brings_nothing(isa: str) -> None:
+    """A value near the largest number shows through, though its score is out of all reach of the best one."""
+    scores = np.array([[[0.0, -1000.0]]], np.float32)
+    slots = np.array([[[0, 1]]], np.int64)
+    values = np.array([[[1.0], [3e38]]], np.float32)
+    output, lse = np.empty((1, 1, 1), np.float32), np.empty((1, 1), np.float32)
+    kernels.attend(scores, slots, values, dtype=Dtype.FLOAT32, scale=1.0, output=output, lse=lse)
+    assert (output.item(), lse.item()) == (1.0, 0.0)
+
+
 def softmax(scores: Float64, present: NDArray[np.bool_]) -> tuple[Float64, Float64]:
     """Probabilities [..., K] and LSE [...]."""
     scores = np.where(present, scores, -np.inf)

@@ -24,6 +24,8 @@ from recollect_server.engine.cpu import CpuDevice
 
 SPEC = NamespaceSpec(layers=(0, 1), heads=1, key_dim=2, value_dim=2, capacity=100, dtype=Dtype.FLOAT32)
 ENTRY_BYTES = SPEC.entry_bytes
+BANK_BYTES = 4096
+"""Counted for each bank beside its entries."""
 
 
 class Server:

@@ -210,9 +210,10 @@ static void probe_nearest(const RcProbe& p, const RcBest& best, int64_t first, i
 
 // ---- attention ----
 
-// exp(x) for x <= 0, to within two units in the last place; without a branch, so that it is vectorized.
-static inline float exp_of(float x) {
-    x = std::max(x, -87.0f);
+// exp(x) for x <= 0, to within two units in the last place, 0 below LEAST; without a branch, so that it is vectorized.
+static inline float exp_of(float exponent) {
+    constexpr float LEAST = -87.0f;
+    const float x = std::max(exponent, LEAST);
     const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
     const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float y = 1.98756915e-4f;
@@ -226,7 +227,7 @@ static inline float exp_of(float x) {
     std::memcpy(&bits, &y, 4);
     bits += static_cast<int32_t>(n) * (1 << 23);
     std::memcpy(&y, &bits, 4);
-    return y;
+    return exponent < LEAST ? 0.0f : y;
 }
 
 // Softmax of scores in place, 0 where slot is -1; returns the log-sum-exp, -inf where there is none.

@@ -1,4 +1,5 @@
 // The functions that Python calls: they cut work into tasks for a few threads.
+#include <pthread.h>
 #include <unistd.h>
 
 #if defined(RC_HAS_AMX)
@@ -14,7 +15,9 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <shared_mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -81,8 +84,13 @@ using Task = std::function<void(int64_t)>;
 // Workers sleep between calls: they would take the processor from the server's other threads.
 class Pool {
   public:
-    explicit Pool(int workers) : owner_(getpid()) {
-        for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
+    explicit Pool(int workers) {
+        threads_.reserve(workers);
+        try {
+            for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
+        } catch (const std::system_error&) {
+            // No more are to be had: those that there are share the work with whoever brings it.
+        }
     }
     ~Pool() {
         {
@@ -92,7 +100,6 @@ class Pool {
         wake_.notify_all();
         for (auto& thread : threads_) thread.join();
     }
-    bool is_of_this_process() const { return owner_ == getpid(); }
 
     void run(int64_t tasks, const Task& task) {
         {
@@ -127,7 +134,6 @@ class Pool {
         }
     }
 
-    const pid_t owner_;
     std::vector<std::thread> threads_;
     std::mutex mutex_;
     std::condition_variable wake_, done_;
@@ -151,8 +157,6 @@ void run(int64_t tasks, int64_t work, const Task& task) {
         for (int64_t i = 0; i < tasks; ++i) task(i);
         return;
     }
-    // After a fork there are no threads behind the pool that was copied: it is left alone.
-    if (pool && !pool->is_of_this_process()) pool = nullptr;
     if (!pool) pool = new Pool(wanted_threads - 1);
     pool->run(tasks, task);
 }
@@ -170,6 +174,23 @@ std::vector<KeptOfThread*>& kept_of_all() {
 }
 
 using Calling = std::shared_lock<std::shared_mutex>;
+
+// ---- forks ----
+
+// A forked process has the one thread that forked, and locks as others held them. Their pool is left alone, and what
+// they kept is forgotten: its memory will be given to new threads.
+void before_fork() { kept_mutex.lock(); }
+void after_fork_in_parent() { kept_mutex.unlock(); }
+void after_fork_in_child() {
+    new (&kept_mutex) std::mutex;
+    new (&pool_mutex) std::mutex;
+    new (&calling) std::shared_mutex;
+    pool = nullptr;
+    auto& all = kept_of_all();
+    const auto is_gone = [](const KeptOfThread* kept) { return !kept->is_of_this_thread(); };
+    all.erase(std::remove_if(all.begin(), all.end(), is_gone), all.end());
+}
+[[maybe_unused]] const int forks_noticed = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
 // ---- candidates ----
 
@@ -270,7 +291,7 @@ constexpr int64_t QUERY_GRAIN = 64;  // a task has at least so many queries, whe
 
 }  // namespace
 
-KeptOfThread::KeptOfThread() {
+KeptOfThread::KeptOfThread() : owner_(pthread_self()) {
     std::lock_guard lock(kept_mutex);
     kept_of_all().push_back(this);
 }
@@ -298,7 +319,7 @@ extern "C" {
 void rc_set_threads(int32_t threads) {
     std::lock_guard lock(pool_mutex);
     if (threads == wanted_threads) return;
-    if (pool && pool->is_of_this_process()) delete pool;
+    delete pool;
     pool = nullptr;
     wanted_threads = std::max<int32_t>(1, threads);
 }
@@ -324,9 +345,10 @@ void rc_scan(const RcScan* scan, const RcBest* best) {
     const int64_t n = best->queries / scan->heads, rows = scan->end - scan->begin;
     const int64_t work = best->queries * rows * scan->dim;
     if (rows <= 0 || n <= 0) return;
-    const int64_t parts = std::min(divided(n, QUERY_GRAIN), divided(wanted_threads, scan->heads));
-    if (scan->heads * parts >= wanted_threads || work < SHARED_WORK) {
-        const int64_t size = divided(divided(n, parts), 8) * 8;
+    const int64_t wanted = std::min(divided(n, QUERY_GRAIN), divided(wanted_threads, scan->heads));
+    if (scan->heads * wanted >= wanted_threads || work < SHARED_WORK) {
+        // Of whole vectors: so there may be fewer parts than were wanted.
+        const int64_t size = divided(divided(n, wanted), 8) * 8, parts = divided(n, size);
         run(scan->heads * parts, work, [&](int64_t task) {
             const int64_t first = task % parts * size;
             isa.scan(*scan, *best, static_cast<int32_t>(task / parts), first, std::min(n, first + size), scan->begin,

@@ -1,0 +1,95 @@
+"""The server without its sockets: what it does by itself while the registry comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recollect_server import bootstrap, lifecycle
+from recollect_server.domain.registry import NamespaceRecord
+from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.telemetry import NoTelemetry
+from recollect_server.lifecycle import FirstKeys
+from recollect_server.settings import RegistrySettings, Settings
+from tests.unit.server.shaky_registry import AUDIT, PATIENCE_S, ShakyRegistry, until
+
+SPEC = NamespaceSpec(layers=(0,), heads=1, key_dim=4, value_dim=4, capacity=64, dtype=Dtype.FLOAT16)
+
+OPERATOR = f"rk_{'0' * 16}_{'0' * 64}"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing rests for seconds."""
+    monkeypatch.setattr(lifecycle, "RECONCILE_S", 0.02)
+    monkeypatch.setattr(lifecycle, "ENSURE_S", 0.02)
+
+
+@pytest.fixture
+async def registry() -> ShakyRegistry:
+    """Whether it is there is up to the test."""
+    return ShakyRegistry()
+
+
+def parts_of(registry: ShakyRegistry, first: FirstKeys) -> bootstrap.Parts:
+    """A server over it."""
+    settings = Settings(device="cpu", registry=RegistrySettings(poll_s=0.01))
+    parts = bootstrap._parts(settings, registry, "", telemetry=NoTelemetry())
+    parts.core._first = first
+    return parts
+
+
+async def patiently(condition: Callable[[], bool]) -> None:
+    """Waits until it holds, or fails."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_what_is_deleted_elsewhere_goes_though_the_registry_blinks(
+    registry: ShakyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that blinks has the memory of a deleted namespace stay for ever, and its tenant pay."""
+    parts = parts_of(registry, FirstKeys(operator_token=OPERATOR))
+    await parts.core.start()
+    record = NamespaceRecord("one", "n", SPEC, created_at_ms=0, uid="u")
+    await registry.create_namespace(record, at_most=10, audit=AUDIT)
+    parts.memories.of(record)
+    compared = asyncio.Event()
+    asked = parts.core.directory.namespace
+
+    async def namespace(tenant: str, name: str) -> NamespaceRecord | None:
+        compared.set()
+        return await asked(tenant, name)
+
+    monkeypatch.setattr(parts.core.directory, "namespace", namespace)
+    registry.open_gate.clear()  # who looks a record up waits
+    await registry.delete_namespace("one", "n", audit=AUDIT)
+    await asyncio.wait_for(compared.wait(), PATIENCE_S)
+    registry.go_away()
+    registry.open_gate.set()
+    await patiently(lambda: parts.core.directory.unavailable_reason != "")
+    await asyncio.sleep(0.1)
+    assert parts.memories.held()
+    registry.away = None
+    await patiently(lambda: not parts.memories.held())
+    await parts.core.stop()
+
+
+async def test_a_key_that_cannot_be_written_down_is_told_of(
+    registry: ShakyRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody can administer a server, and nobody knows why: the first key was lost in silence."""
+    registry.go_away()
+    parts = parts_of(registry, FirstKeys(operator_file=tmp_path / "no such folder" / "operator.key"))
+    with caplog.at_level(logging.ERROR):
+        await parts.core.start()
+        registry.away = None
+        await until(lambda: any("nobody can administer" in record.getMessage() for record in caplog.records))
+    assert "no such folder" in caplog.text
+    assert not await registry.keys(None, after="", limit=1)
+    await parts.core.stop()

@@ -19,7 +19,7 @@ class Gate(nn.Module):
 
     def __init__(self, heads: int, *, init: float = 0.0) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.full((heads,), init))
+        self.bias = nn.Parameter(torch.full((heads,), float(init)))
 
     def forward(
         self, memory: Tensor, memory_lse: Tensor, *, local: Tensor, local_lse: Tensor | None

@@ -50,7 +50,7 @@ class Attended(Protocol):
 
     @property
     def lse(self) -> Tensor:
-        """[B, Hq, T]; -inf where the memory is empty."""
+        """float32 [B, Hq, T]; -inf where the memory is empty."""
         ...
 
     @property

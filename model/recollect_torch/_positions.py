@@ -20,14 +20,11 @@ class RotaryPosition(nn.Module):
         theta: Base of the geometric series of wavelengths.
     """
 
-    inverse_frequencies: Tensor
-
     def __init__(self, head_dim: int, *, theta: float = 10_000.0) -> None:
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"head_dim is {head_dim}; RoPE rotates pairs, so it must be even")
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("inverse_frequencies", theta**-exponents, persistent=False)
+        self.head_dim, self.theta = head_dim, theta
 
     def forward(self, x: Tensor, *, start: int) -> Tensor:
         """Rotates x, whose first position is `start`.
@@ -40,7 +37,9 @@ class RotaryPosition(nn.Module):
             [B, H, T, Dk], same dtype.
         """
         positions = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)
-        angles = torch.outer(positions, self.inverse_frequencies)  # [T, Dk/2]
+        # Computed here, in float32: a buffer would be rounded with the model, and angles be off by radians.
+        exponents = torch.arange(0, self.head_dim, 2, device=x.device, dtype=torch.float32) / self.head_dim
+        angles = torch.outer(positions, self.theta**-exponents)  # [T, Dk/2]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         left, right = x.chunk(2, dim=-1)
         return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from recollect import NotFoundError, StaleEntryError
 from recollect_torch._link import Link
+from recollect_torch._memory import Attended
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +35,55 @@ class Bank:
     top_k: int
 
 
-def attend(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
+class Retrieved(NamedTuple):
+    """What attention over the memory gave.
+
+    Attributes:
+        output: [B, Hq, T, Dv]; 0 where the memory is empty or away.
+        lse: [B, Hq, T]; -inf there.
+        answered: Whether the memory answered.
+    """
+
+    output: Tensor
+    lse: Tensor
+    answered: bool
+
+
+def attend(queries: Tensor, bank: Bank, *, unanswered: bool) -> Retrieved:
     """Attention over the memory by the memory; only queries, outputs and gradients travel.
 
     Args:
         queries: [B, Hq, T, Dk], scaled.
         bank: What to attend to.
-
-    Returns:
-        Output [B, Hq, T, Dv] and LSE [B, Hq, T]; 0 and -inf where the memory is empty or away.
+        unanswered: Do as if the memory were away, without asking it.
     """
     with_ids = torch.is_grad_enabled() and queries.requires_grad
+    link = bank.link
+    answer = None
+    if not unanswered:
+        answer = link.ask(
+            "retrieve",
+            lambda m: m.attend(
+                bank.layer,
+                queries.detach(),
+                top_k=bank.top_k,
+                streams=bank.streams,
+                scale=1.0,
+                with_ids=with_ids,
+                missing_ok=True,
+                timeout_s=link.timeout_s,
+            ),
+            of=queries,
+        )
     # torch leaves `apply` untyped; here is what it takes and gives.
-    apply: Callable[[Tensor, Bank, bool], tuple[Tensor, Tensor]] = _Attend.apply
-    return apply(queries, bank, with_ids)
+    apply: Callable[[Tensor, Bank, Attended | None, bool], tuple[Tensor, Tensor]] = _Attend.apply
+    return Retrieved(*apply(queries, bank, answer, with_ids), answered=answer is not None)
 
 
 def nothing(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
-    """What an empty memory answers."""
+    """What an empty memory answers; its LSE is float32, as that of any answer."""
     output = queries.new_zeros((*queries.shape[:3], bank.link.memory.spec.value_dim))
-    return output, queries.new_full(queries.shape[:3], float("-inf"))
+    return output, queries.new_full(queries.shape[:3], float("-inf"), dtype=torch.float32)
 
 
 class _Context(Protocol):
@@ -75,27 +105,15 @@ class _Attend(torch.autograd.Function):
     """Attention whose gradient is one more call: the memory keeps nothing between the two."""
 
     @staticmethod
-    def forward(ctx: _Context, queries: Tensor, bank: Bank, with_ids: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: _Context, queries: Tensor, bank: Bank, answer: Attended | None, with_ids: bool
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        link = bank.link
-        answer = link.ask(
-            "retrieve",
-            lambda m: m.attend(
-                bank.layer,
-                queries.detach(),
-                top_k=bank.top_k,
-                streams=bank.streams,
-                scale=1.0,
-                with_ids=with_ids,
-                missing_ok=True,
-                timeout_s=link.timeout_s,
-            ),
-            of=queries,
-        )
-        ctx.bank, ctx.answered, ctx.losses = bank, answer is not None, link.losses
+        ctx.bank, ctx.answered, ctx.losses = bank, answer is not None, bank.link.losses
         ids = None if answer is None else answer.ids
         if with_ids and ids is None:
-            # The shape of a real answer: a recompute may get one, and checkpointing compares the two.
+            # The shape of a real answer: where forward got one a recompute may get none, and checkpointing
+            # compares the two.
             ids = torch.full((*queries.shape[:3], bank.top_k), -1, device=queries.device)
         ctx.save_for_backward(queries, ids)
         return nothing(queries, bank) if answer is None else (answer.output, answer.lse)
@@ -104,17 +122,17 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch declares *args
         ctx: _Context, grad_output: Tensor | None, grad_lse: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, None, None, None]:
         queries, ids = ctx.saved_tensors
         if not ctx.answered or (grad_output is None and grad_lse is None):
-            return None, None, None
+            return None, None, None, None
         if ctx.losses != ctx.bank.link.losses:  # the ids mean nothing to the memory that there is now
             ctx.bank.link.count("backward")
-            return None, None, None
+            return None, None, None, None
         if grad_output is None:
             spec = ctx.bank.link.memory.spec
             grad_output = queries.new_zeros((*queries.shape[:3], spec.value_dim))
-        return _grad_queries(ctx.bank, queries, ids, grad_output, grad_lse), None, None
+        return _grad_queries(ctx.bank, queries, ids, grad_output, grad_lse), None, None, None
 
 
 def _grad_queries(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 
@@ -15,11 +15,12 @@ from recollect_torch._fetch import fetch
 from recollect_torch._link import Link, OnError, Stale
 from recollect_torch._memory import Memory
 from recollect_torch._outage import Fallbacks, Outage
-from recollect_torch._remote import Bank, attend
+from recollect_torch._recompute import Moment, now
+from recollect_torch._remote import Bank, Retrieved, attend, nothing
 from recollect_torch._staging import Staging, Write
 from recollect_torch._window import Segment, Window
 
-_current: ContextVar[Session | None] = ContextVar("recollect_session", default=None)
+_opened: ContextVar[tuple[Session, ...]] = ContextVar("recollect_sessions", default=())
 
 
 class UncommittedWarning(UserWarning):
@@ -67,7 +68,8 @@ def session(
 
 def current_session() -> Session | None:
     """The innermost session whose `with` block this thread or task is in."""
-    return _current.get()
+    # One that was closed elsewhere, by another task say, is still in this context's list.
+    return next((opened for opened in reversed(_opened.get()) if opened._open), None)
 
 
 class Session:
@@ -78,8 +80,10 @@ class Session:
     staged when the block ends is dropped: silently after an exception, with an `UncommittedWarning`
     otherwise (call `rollback` where that is what you want).
 
-    With activation checkpointing, backward computes forward again: call it before `commit` and `reset`, and
-    before the module runs in another session. Otherwise backward may come later, also after the block.
+    With activation checkpointing, backward computes forward again, and must find what forward found: call it
+    before `commit` and `reset`, or it raises RuntimeError. Otherwise backward may come later, also after the
+    block. What forward computed without the memory (`on_error="local"`) is computed again without it. If the
+    memory is away by the time of a recompute, the gradient is that of local attention, and counted.
 
     Attributes:
         fallbacks: How often the session went on without its memory.
@@ -90,9 +94,9 @@ class Session:
         self._streams = check_streams(streams)
         self.fallbacks = Fallbacks() if link is None else link.fallbacks
         self._staging = Staging()
-        self._generation = 0
         self._valid_lengths: tuple[int, ...] | None = None
-        self._token: Token[Session | None] | None = None
+        self._open = False
+        self._generation, self._moved = 0, now()
 
     # ---- what a training loop uses ----
 
@@ -143,7 +147,7 @@ class Session:
                 are dropped instead, and counted.
         """
         if self._staging.pending():
-            self._generation += 1
+            self._move_on()
         self._staging.send(self._add)
         self._staging.line_up(self._streams)
         self._staging.send(self._add)
@@ -181,7 +185,7 @@ class Session:
             moved = check_moves(self._streams, rows, streams)
             self._staging.depart(rows, old)
             self._streams = moved
-        self._generation += 1
+        self._move_on()
         if streams is None:
             self._staging.drop_rows(rows, old)
             if self._link is not None:
@@ -190,22 +194,23 @@ class Session:
     def flush(self) -> None:
         """Commits, and moves the XL caches into the memory, so that a later session can go on."""
         self.commit()
-        self._generation += 1
+        self._move_on()
         self._staging.depart(range(len(self._streams)), self._streams)
         self._staging.send(self._add)
 
     def __enter__(self) -> Self:
-        if self._token is not None:
+        if self._open:
             raise RuntimeError("this session is already open")
-        self._token = _current.set(self)
+        self._open, self._moved = True, now()
+        _opened.set((*_opened.get(), self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is not None:
-            _current.reset(self._token)
-            self._token = None
+        self._open = False
+        # Sessions may be left in any order, and in another context than they were entered in.
+        _opened.set(tuple(opened for opened in _opened.get() if opened._open))
         staged = self._staging.pending()
         self.rollback()
         if staged and kind is None:
@@ -218,7 +223,17 @@ class Session:
 
     # ---- what a layer uses ----
 
-    def enter(self, layer: int, *, rows: int, recomputing: bool) -> Window | None:
+    @property
+    def generation(self) -> int:
+        """How often the session has moved on: what forward finds is another thing since."""
+        return self._generation
+
+    @property
+    def moved(self) -> Moment:
+        """When the session moved on last, or was entered."""
+        return self._moved
+
+    def enter(self, layer: int, *, rows: int) -> Window | None:
         """A layer starts its forward pass, or starts it again under activation checkpointing.
 
         Returns:
@@ -226,26 +241,24 @@ class Session:
 
         Raises:
             ValueError: The batch has another number of rows than the session has streams.
-            RuntimeError: The session has moved on since the forward pass that is recomputed.
         """
         if rows != len(self._streams):
             raise ValueError(
                 f"the batch has {rows} rows, but the session has {len(self._streams)} streams: one per row"
             )
-        lane = self._staging.lane(layer)
-        if recomputing and lane.generation != self._generation:
-            raise RuntimeError(
-                f"layer {layer} is recomputed after the session moved on: call backward before commit and "
-                "reset when activation checkpointing is on"
-            )
-        lane.generation = self._generation
-        return lane.window
+        return self._staging.lane(layer).window
 
-    def attend(self, layer: int, queries: Tensor, *, top_k: int, by_fetch: bool) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, layer: int, queries: Tensor, *, top_k: int, by_fetch: bool, unanswered: bool = False
+    ) -> Retrieved:
         """Attention over the rows' streams; see `recollect_torch._remote.attend`."""
         assert self._link is not None
         bank = Bank(self._link, layer, self._streams, top_k)
-        return fetch(queries, bank) if by_fetch else attend(queries, bank)
+        if not queries.shape[2]:
+            return Retrieved(*nothing(queries, bank), answered=True)
+        if by_fetch:
+            return fetch(queries, bank, unanswered=unanswered)
+        return attend(queries, bank, unanswered=unanswered)
 
     def stage(self, layer: int, keys: Tensor, values: Tensor, *, xl_length: int, to_memory: bool) -> None:
         """Notes the keys and values of a segment, for the next commit.
@@ -266,6 +279,9 @@ class Session:
         lane.staged.append(Segment(keys.detach(), values.detach(), lengths))
 
     # ---- inside ----
+
+    def _move_on(self) -> None:
+        self._generation, self._moved = self._generation + 1, now()
 
     def _add(self, write: Write) -> None:
         if self._link is None or write.segment is None:

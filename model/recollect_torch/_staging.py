@@ -18,14 +18,12 @@ class Lane:
         to_memory: Whether what leaves the cache goes to the memory.
         window: The XL cache; None where it is empty.
         staged: Segments since the last commit, in order.
-        generation: The session's, when the layer last ran forward.
     """
 
     xl_length: int = 0
     to_memory: bool = False
     window: Window | None = None
     staged: list[Segment] = field(default_factory=list[Segment])
-    generation: int = -1
 
 
 @dataclass(frozen=True, slots=True)

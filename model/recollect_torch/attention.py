@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recollect_torch._arguments import check_choice
-from recollect_torch._attachment import Attachment, Turn
+from recollect_torch._attachment import Attachment
 from recollect_torch._combine import Gate, JointSoftmax
 from recollect_torch._local import local_attention, window_bias
 from recollect_torch._memory import Memory, check_fit
@@ -86,7 +86,7 @@ class MemorizingAttention(nn.Module):
         self.k_proj = nn.Linear(dim, self.kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(dim, self.kv_heads * self.head_dim, bias=False)
         self.out_proj = nn.Linear(self.heads * self.head_dim, dim, bias=False)
-        self.scale = nn.Parameter(torch.full((self.heads,), scale_init))
+        self.scale = nn.Parameter(torch.full((self.heads,), float(scale_init)))
         self.rotary = RotaryPosition(self.head_dim) if position == "rope" else None
         self.relative = RelativePositionBias(self.heads) if position == "relative" else None
         self.combine: Gate | JointSoftmax | None = None
@@ -107,13 +107,14 @@ class MemorizingAttention(nn.Module):
                 recomputes it after the session moved on.
             recollect.RecollectError: The memory could not be asked, in a session with `on_error="raise"`.
         """
-        turn = self._begin(rows=x.shape[0])
+        check = None if self.combine is None else self._check_memory
+        turn = self._attachment.begin(self.layer, rows=x.shape[0], check_memory=check)
         q, k, v = self._project(x)
         attended, local_lse = self._attend_locally(q, k, v, turn.window)
         if self.combine is not None and turn.remembers:
             remembered, lse = turn.attend(q, top_k=self.num_retrieved, by_fetch=self.retrieval == "fetch")
             attended = self.combine(remembered.to(attended), lse, local=attended, local_lse=local_lse)
-        turn.stage(k, v, xl_length=self.xl_length)
+        self._attachment.end(turn, k, v, xl_length=self.xl_length)
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return out
 
@@ -150,7 +151,8 @@ class MemorizingAttention(nn.Module):
         return q, k, self._split(self.v_proj(x))
 
     def _split(self, y: Tensor) -> Tensor:
-        return y.reshape(*y.shape[:2], -1, self.head_dim).transpose(1, 2)
+        rows, tokens, size = y.shape
+        return y.reshape(rows, tokens, size // self.head_dim, self.head_dim).transpose(1, 2)
 
     def _attend_locally(
         self, q: Tensor, k: Tensor, v: Tensor, window: Window | None
@@ -170,12 +172,6 @@ class MemorizingAttention(nn.Module):
             group = self.heads // self.kv_heads
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         return local_attention(q, k, v, bias=bias, with_lse=isinstance(self.combine, JointSoftmax))
-
-    def _begin(self, *, rows: int) -> Turn:
-        turn = self._attachment.begin(self.layer, rows=rows, remembers=self.combine is not None)
-        if turn.remembers and turn.session is not None and turn.session.memory is not None:
-            self._check_memory(turn.session.memory)
-        return turn
 
     def _check_memory(self, memory: Memory) -> None:
         check_fit(

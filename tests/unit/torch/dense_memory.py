@@ -122,7 +122,8 @@ class DenseMemory:
         lse = scores.logsumexp(-1)
         p = (scores - lse[..., None]).exp().nan_to_num(0.0)
         output = torch.einsum("bhtk,bhtkd->bhtd", p, values)
-        return Pairs(ids, keys.to(queries), values.to(queries), output.to(queries), lse.to(queries))
+        lse = lse.to(torch.promote_types(queries.dtype, torch.float32))
+        return Pairs(ids, keys.to(queries), values.to(queries), output.to(queries), lse)
 
     def attend_backward(
         self,

@@ -206,6 +206,47 @@ def test_autocast_keeps_the_gradient(make_memory: MakeMemory, combine: Literal["
     assert relative_error(results[1], results[0]) < 0.1
 
 
+def test_whole_numbers_start_scales_and_gates() -> None:
+    """`scale_init=1`, the paper's start, ends in an error about gradients of integers."""
+    layer = MemorizingAttention(16, 2, layer=1, scale_init=1, gate_init=0)
+    gate = gate_of(layer)
+    assert gate is not None
+    assert layer.scale.tolist() == [1.0, 1.0]
+    assert gate.tolist() == [0.0, 0.0]
+    assert layer.scale.dtype == gate.dtype == torch.float32
+
+
+@pytest.mark.parametrize("position", ["none", "rope", "relative"])
+@pytest.mark.parametrize("combine", ["gate", "joint"])
+def test_nothing_comes_of_nothing(
+    combine: Literal["gate", "joint"], position: Literal["none", "rope", "relative"]
+) -> None:
+    """A batch without rows, or a segment without tokens, ends in an error about reshapes."""
+    layer = make_layer(combine, position=position)
+    for shape in ((2, 0, DIM), (0, 4, DIM)):
+        x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        out = layer(x)
+        out.sum().backward()
+        assert out.shape == shape
+        assert x.grad is not None
+
+
+@pytest.mark.parametrize("retrieval", ["attend", "fetch"])
+def test_a_segment_without_tokens_changes_nothing(
+    make_memory: MakeMemory, retrieval: Literal["attend", "fetch"]
+) -> None:
+    """A document that ends where a segment does ends with an error, or leaves a trace in the memory."""
+    layer = make_layer("joint", retrieval=retrieval)
+    past, x, none = tokens(11), tokens(), tokens(0)
+    with session(make_memory(), streams=STREAMS) as s:
+        for part in (none, past[:, :4], none, past[:, 4:], none):
+            assert layer(part).shape == part.shape
+            s.commit()
+        out = layer(x)
+        s.rollback()
+    assert relative_error(out, dense(layer, x, past, combine="joint", gate=None)) < 1e-5
+
+
 def test_no_grad_asks_for_no_ids(dense_memory: DenseMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inference pays for ids that nobody reads."""
     asked: list[bool] = []

@@ -26,6 +26,22 @@ def test_rope_turns_each_pair_by_its_angle() -> None:
             assert turned[0, 0, t, i + 4].item() == pytest.approx(wanted.imag, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rope_keeps_its_angles_in_a_model_of_low_precision(dtype: torch.dtype) -> None:
+    """`model.to(bfloat16)` rounds the frequencies: far tokens of the window turn by angles of no meaning."""
+    rotary = RotaryPosition(64).to(dtype)
+    x = torch.randn(1, 1, 1024, 64).to(dtype)
+    left, right = x.double().chunk(2, dim=-1)
+    positions = torch.arange(1024, dtype=torch.float64)
+    angles = torch.outer(positions, 10_000.0 ** -(torch.arange(32, dtype=torch.float64) / 32))
+    wanted = torch.complex(left, right) * torch.polar(torch.ones_like(angles), angles)
+    turned = rotary(x, start=0)
+    assert turned.dtype == dtype
+    for position in (64, 256, 1023):
+        exact = torch.cat((wanted.real, wanted.imag), dim=-1)[0, 0, position]
+        assert relative_error(turned[0, 0, position].double(), exact) < 0.01
+
+
 def test_rope_scores_depend_on_the_distance_alone() -> None:
     """A cached key means something else after the window has moved on."""
     rotary = RotaryPosition(8).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -300,6 +301,29 @@ def test_sessions_nest_and_are_per_thread(dense_memory: DenseMemory) -> None:
             outer.__enter__()
     assert inside == [None]
     assert current_session() is None
+
+
+def test_sessions_may_be_left_in_any_order(dense_memory: DenseMemory) -> None:
+    """What runs after two blocks that overlap goes to a session that is over, and is never stored."""
+    first, second = (session(dense_memory, streams=[name]) for name in STREAMS)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert current_session() is second
+    second.__exit__(None, None, None)
+    assert current_session() is None
+
+
+def test_a_session_may_be_left_in_another_context(dense_memory: DenseMemory) -> None:
+    """An async generator that another task closes ends in a ValueError, and its session stays current."""
+    context = contextvars.copy_context()
+    opened = session(dense_memory, streams=STREAMS)
+    context.run(opened.__enter__)
+    assert context.run(current_session) is opened
+    opened.__exit__(None, None, None)
+    assert context.run(current_session) is None
+    with opened:
+        assert current_session() is opened
 
 
 def test_a_session_without_memory_is_the_control() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -68,6 +68,18 @@ def blocking_client(url: str, *, token: str | None = None, retries: int = 3) -> 
             yield cast("recollect.Client", Blocking(client, runner))
         finally:
             runner.run(client.close())
+
+
+class Opening(Protocol):
+    """Makes a client that has the face of a sync one."""
+
+    def __call__(
+        self, url: str, *, token: str | None = None, retries: int = 3
+    ) -> AbstractContextManager[recollect.Client]: ...
+
+
+OPEN: dict[str, Opening] = {"sync": recollect.connect, "async": blocking_client}
+"""How a client is made, by what its calls are."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recollect._checks import check_int, check_names, check_text
+from recollect._checks import INT32_MAX, check_int, check_names, check_text
 from recollect._results import BankStats, Limits, NamespaceInfo, NamespaceSpec, ServerInfo, Stats
 from recollect._work import (
     CREATE_NAMESPACE,
@@ -50,7 +50,7 @@ def get_namespace(name: str) -> Work[pb.GetNamespaceResponse, NamespaceInfo]:
 
 def list_namespaces(page_size: int | None, page_token: str) -> Work[pb.ListNamespacesResponse, Page]:
     """One page of namespaces, and the token of the next."""
-    size = 0 if page_size is None else check_int("page_size", page_size, minimum=1)
+    size = 0 if page_size is None else check_int("page_size", page_size, minimum=1, maximum=INT32_MAX)
     return single(
         LIST_NAMESPACES,
         pb.ListNamespacesRequest(page_size=size, page_token=page_token),

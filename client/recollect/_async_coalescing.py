@@ -12,6 +12,7 @@ from typing import cast
 
 from recollect._attends import Attend, joined, rows_of
 from recollect._batches import Line, is_small, most_patient, rows_in, too_late
+from recollect._forks import renewed_in_child
 from recollect._results import A, Array, AttendResult
 from recollect._retry import Deadline
 from recollect._runner import AsyncRunner
@@ -60,6 +61,7 @@ class AsyncCoalescing:
         self._runner = runner
         self._lines: dict[Hashable, Line[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        renewed_in_child(self)
 
     async def attend(self, asked: Attend[A], timeout_s: float | None) -> AttendResult[A]:
         """Sends one attend, alone or with others, and waits for its answer.
@@ -89,6 +91,10 @@ class AsyncCoalescing:
         if answer is None:
             return await self._runner.run_by(deadline, asked.split)
         return cast("AttendResult[A]", answer)
+
+    def forked(self) -> None:
+        """In the child: what is under way is of the parent's event loop, which does not run here."""
+        self._lines, self._tasks = {}, set()
 
     async def _leaves_alone(self, line: Line[_Waiting]) -> bool:
         """Lets those join who come in this turn of the event loop; whether nobody did."""

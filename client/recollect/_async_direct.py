@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from google.protobuf.message import Message
 
+from recollect._forks import renewed_in_child
 from recollect._frames import (
     CONNECTIONS_MAX,
     MARK,
@@ -23,6 +24,7 @@ from recollect._frames import (
     refusal,
     sizes,
     socket_of,
+    was_impatient,
 )
 from recollect.errors import RecollectError
 
@@ -45,6 +47,7 @@ class AsyncDirect:
         self._opening = 0
         self._not_before_s = 0.0
         self._is_closed = False
+        renewed_in_child(self)
 
     async def call(
         self,
@@ -87,6 +90,12 @@ class AsyncDirect:
             self._forget(connection)
         self._idle.clear()
 
+    def forked(self) -> None:
+        """In the child: what is open is the parent's."""
+        for connection in self._open:
+            connection.let_go()
+        self._idle, self._open, self._opening = [], set(), 0
+
     async def _take(self, left_s: Callable[[], float | None]) -> _Connection | None:
         """One that no call uses; None where the server has none, or all are in use."""
         while self._idle:
@@ -99,11 +108,13 @@ class AsyncDirect:
             return None
         if time.monotonic() < self._not_before_s:
             return None
+        wait_s = greeting_s(left_s())
         self._opening += 1
         try:
-            connection = await _connected(self._address, wait_s=greeting_s(left_s()))
-        except OSError:  # no such server, an older or a newer one, or one with too many callers
-            self._not_before_s = time.monotonic() + PAUSE_S
+            connection = await _connected(self._address, wait_s=wait_s)
+        except OSError as error:  # no such server, an older or a newer one, or one with too many callers
+            if not was_impatient(error, wait_s):
+                self._not_before_s = time.monotonic() + PAUSE_S
             return None
         finally:
             self._opening -= 1
@@ -218,7 +229,11 @@ class _Connection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(exc or ConnectionError("the server closed the connection"))
 
+    def let_go(self) -> None:
+        """Closes this process's end alone: another one goes on with the connection."""
+        self._socket.close()
+
     def close(self) -> None:
         """Closes it; a call that is under way ends with an error."""
-        if self._loop is asyncio.get_running_loop():  # not of a loop that is closed, or of a parent's
+        if self._loop is asyncio.get_running_loop():  # not of a loop that is closed
             self._transport.abort()

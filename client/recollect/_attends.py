@@ -11,7 +11,7 @@ import numpy as np
 
 from recollect._answers import AttendAnswer
 from recollect._bits import Wire
-from recollect._checks import check_int
+from recollect._checks import check_limit, check_top_k
 from recollect._reads import SCALAR_BYTES, Queries, check_scale
 from recollect._results import A, AttendResult, Limits
 from recollect._splitting import TokenBytes
@@ -67,7 +67,7 @@ class Attend(Generic[A]):
         """As requests under the server's limits."""
         read, wire, options, spec = self.read, self.wire, self.options, self.read.spec
         heads, dtype = wire.shape[1], spec.dtype
-        check_int("top_k", options.top_k, maximum=limits.top_k_max)
+        check_limit("top_k", options.top_k, limits.top_k_max)
         # The server counts the ids even where it need not send them: they bound its working memory.
         down = spec.value_dim * read.itemsize + SCALAR_BYTES + options.top_k * SCALAR_BYTES
         weight = TokenBytes(up=heads * spec.key_dim * read.itemsize, down=heads * down)
@@ -98,8 +98,7 @@ def prepare_attend(
     read: Queries[A], *, top_k: int, scale: float | None, with_ids: bool, missing_ok: bool, exact: bool
 ) -> Attend[A]:
     """Converts now; it is split when the limits are known."""
-    top_k = check_int("top_k", top_k, minimum=1)
-    options = AttendOptions(top_k, check_scale(scale, read.spec), with_ids, missing_ok, exact)
+    options = AttendOptions(check_top_k(top_k), check_scale(scale, read.spec), with_ids, missing_ok, exact)
     return Attend(read, read.array.to_wire(read.spec.dtype), options)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar, get_args
 
 from recollect._results import Dtype, Index, NamespaceSpec
 from recollect.errors import InvalidArgumentError, NotFoundError
 
 Include = Literal["keys", "values"]
+Item = TypeVar("Item")
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+"""Of the wire's fields: what is larger cannot be sent, whatever the server allows."""
 
 
 def check_layer(argument: str, layer: int, spec: NamespaceSpec) -> int:
@@ -29,8 +34,8 @@ def check_layer(argument: str, layer: int, spec: NamespaceSpec) -> int:
     return number
 
 
-def check_int(argument: str, value: int, *, minimum: int | None = None, maximum: int = 0) -> int:
-    """An int within bounds. A `maximum` of 0 is no bound: so the server says that it has none."""
+def check_int(argument: str, value: int, *, minimum: int | None = None, maximum: int = INT64_MAX) -> int:
+    """An int within bounds."""
     if isinstance(value, bool):
         raise refusal(argument, "an integer", value)
     try:
@@ -39,16 +44,35 @@ def check_int(argument: str, value: int, *, minimum: int | None = None, maximum:
         raise refusal(argument, "an integer", value) from None
     if minimum is not None and number < minimum:
         raise refusal(argument, f"at least {minimum}", number)
-    if maximum and number > maximum:
-        raise refusal(argument, f"at most {maximum} (the server's limit)", number)
+    if number > maximum:
+        raise refusal(argument, f"at most {maximum}", number)
     return number
+
+
+def check_limit(argument: str, number: int, limit: int) -> None:
+    """Within what the server says that it takes; 0: it has no bound."""
+    if limit and number > limit:
+        raise refusal(argument, f"at most {limit} (the server's limit)", number)
+
+
+def check_top_k(top_k: int) -> int:
+    """A number of entries; the server has a bound of its own."""
+    return check_int("top_k", top_k, minimum=1, maximum=INT32_MAX)
+
+
+def check_list(argument: str, values: Iterable[Item], expected: str) -> list[Item]:
+    """A list of what is in something that can be gone through, as lists, tuples and arrays can."""
+    try:
+        return list(values)
+    except TypeError:
+        raise refusal(argument, expected, repr(values)) from None
 
 
 def check_positive(argument: str, value: float, *, zero_ok: bool = False) -> float:
     """A finite float above zero, or from zero."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last one of an integer too large for a float
         raise refusal(argument, "a number", value) from None
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero_ok):
         raise refusal(argument, "finite and not negative" if zero_ok else "finite and above 0", number)
@@ -61,7 +85,8 @@ def check_names(
     """Stream names: strings, one for each batch row where there are rows."""
     if isinstance(names, str):
         raise refusal(argument, "a list of names", f"one string, {names!r}")
-    listed = [check_text(f"{argument}[{row}]", name) for row, name in enumerate(names)]
+    given = check_list(argument, names, "a list of names")
+    listed = [check_text(f"{argument}[{row}]", name) for row, name in enumerate(given)]
     if count is not None and len(listed) != count:
         raise refusal(argument, f"{count} names, one for each batch row", f"{len(listed)}")
     if distinct and len(set(listed)) != len(listed):
@@ -71,26 +96,30 @@ def check_names(
 
 
 def check_text(argument: str, value: object) -> str:
-    """A string that is not empty."""
+    """A string that is not empty, and that UTF-8 has bytes for."""
     if not isinstance(value, str) or not value:
         raise refusal(argument, "a string that is not empty", repr(value))
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise refusal(argument, "a string without lone surrogates", repr(value)) from None
     return value
 
 
 def check_ints(
-    argument: str, values: Sequence[int] | None, count: int, *, minimum: int, maximum: int | None = None
+    argument: str, values: Sequence[int] | None, count: int, *, minimum: int, maximum: int = INT64_MAX
 ) -> list[int]:
     """One int for each batch row, or [] for None."""
     if values is None:
         return []
-    numbers = [check_int(f"{argument}[{row}]", value) for row, value in enumerate(values)]
-    if len(numbers) != count:
-        raise refusal(argument, f"{count} integers, one for each batch row", f"{len(numbers)}")
-    for number in numbers:
-        if number < minimum or (maximum is not None and number > maximum):
-            bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-            raise refusal(argument, f"integers {bounds}", number)
-    return numbers
+    expected = f"{count} integers, one for each batch row"
+    given = check_list(argument, values, expected)
+    if len(given) != count:
+        raise refusal(argument, expected, f"{len(given)}")
+    return [
+        check_int(f"{argument}[{row}]", value, minimum=minimum, maximum=maximum)
+        for row, value in enumerate(given)
+    ]
 
 
 def check_queries(shape: tuple[int, ...], spec: NamespaceSpec) -> None:
@@ -118,13 +147,14 @@ def check_include(include: Sequence[str]) -> frozenset[Include]:
     """A tuple of "keys" and "values"."""
     if isinstance(include, str):
         raise refusal("include", 'a tuple such as ("keys", "values")', f"the string {include!r}")
-    for what in include:
+    given = check_list("include", include, 'a tuple such as ("keys", "values")')
+    for what in given:
         if what not in get_args(Include):
             raise refusal("include", 'only "keys" and "values"', repr(what))
     chosen: set[Include] = set()
-    if "keys" in include:
+    if "keys" in given:
         chosen.add("keys")
-    if "values" in include:
+    if "values" in given:
         chosen.add("values")
     return frozenset(chosen)
 
@@ -149,16 +179,17 @@ def check_spec(
     """A namespace spec that can be sent; the server checks its limits."""
     check_choice("dtype", dtype, get_args(Dtype))
     check_choice("index", index, get_args(Index))
-    if isinstance(layers, int):
-        raise refusal("layers", "a list of layer numbers", layers)
-    numbers = tuple(check_int("layers", layer, minimum=0) for layer in layers)
+    numbers = tuple(
+        check_int("layers", layer, minimum=0, maximum=INT32_MAX)
+        for layer in check_list("layers", layers, "a list of layer numbers")
+    )
     if not numbers or len(set(numbers)) != len(numbers):
         raise refusal("layers", "at least one layer, and none twice", list(numbers))
     return NamespaceSpec(
         layers=numbers,
-        heads=check_int("heads", heads, minimum=1),
-        key_dim=check_int("key_dim", key_dim, minimum=1),
-        value_dim=check_int("value_dim", value_dim, minimum=1),
+        heads=check_int("heads", heads, minimum=1, maximum=INT32_MAX),
+        key_dim=check_int("key_dim", key_dim, minimum=1, maximum=INT32_MAX),
+        value_dim=check_int("value_dim", value_dim, minimum=1, maximum=INT32_MAX),
         capacity=check_int("capacity", capacity, minimum=1),
         dtype=dtype,
         index=index,

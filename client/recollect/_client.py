@@ -32,10 +32,10 @@ def connect(
 
     Args:
         url: grpc://host:port, grpcs://host:port (TLS), unix:///path/to.sock, or embedded:// (the engine in
-            this process).
+            this process, and not in those that are forked from it).
         token: An API key of the tenant: rk_...
         tls: For grpcs://: whom to trust and what to show; None: the authorities that gRPC trusts.
-        timeout_s: Deadline of every call that names none, in seconds; None: no deadline.
+        timeout_s: Deadline of every call that names none, in seconds; None, or more than ten years: none.
         retries: Attempts after the first, where a server is unavailable or asks to try later, and repeating
             is safe; 0: none.
         allow_insecure_token: Send the token over an unencrypted network too.

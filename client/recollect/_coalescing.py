@@ -13,6 +13,7 @@ from typing import cast
 
 from recollect._attends import Attend, joined, rows_of
 from recollect._batches import Line, is_small, most_patient, rows_in, too_late
+from recollect._forks import renewed_in_child
 from recollect._results import A, Array, AttendResult
 from recollect._retry import Deadline
 from recollect._runner import Runner
@@ -62,6 +63,7 @@ class Coalescing:
         self._runner = runner
         self._lock = threading.Lock()  # of all that follows, and of what is in it
         self._lines: dict[Hashable, Line[_Waiting]] = {}
+        renewed_in_child(self)
 
     def attend(self, asked: Attend[A], timeout_s: float | None) -> AttendResult[A]:
         """Sends one attend, alone or with others, and waits for its answer.
@@ -86,6 +88,10 @@ class Coalescing:
         if waiting.found is None:
             return self._runner.run_by(deadline, asked.split)
         return cast("AttendResult[A]", rows_of(*waiting.found, waiting.asked.read))
+
+    def forked(self) -> None:
+        """In the child: whoever sends or waits is a thread of the parent, and never comes back here."""
+        self._lock, self._lines = threading.Lock(), {}
 
     def _board(self, waiting: _Waiting) -> tuple[Line[_Waiting], list[_Waiting]]:
         """Where it belongs; and itself, to be sent now, or nothing: it has to wait."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable
 
 from google.protobuf.message import Message
 
+from recollect._forks import renewed_in_child
 from recollect._frames import (
     CONNECTIONS_MAX,
     MARK,
@@ -26,6 +25,7 @@ from recollect._frames import (
     refusal,
     sizes,
     socket_of,
+    was_impatient,
 )
 from recollect.errors import RecollectError
 
@@ -52,7 +52,7 @@ class Direct:
         self._opening = 0
         self._not_before_s = 0.0
         self._is_closed = False
-        _made.add(self)
+        renewed_in_child(self)
 
     def call(
         self,
@@ -123,12 +123,14 @@ class Direct:
             under_way = len(self._open) + self._opening
             if self._is_closed or under_way >= CONNECTIONS_MAX or time.monotonic() < self._not_before_s:
                 return None
+            wait_s = greeting_s(left_s())
             self._opening += 1
         opened: _Connection | None = None
         try:
-            opened = _Connection(self._address, wait_s=greeting_s(left_s()))
-        except OSError:  # no such server, an older or a newer one, or one with too many callers
-            self._not_before_s = time.monotonic() + PAUSE_S
+            opened = _Connection(self._address, wait_s=wait_s)
+        except OSError as error:  # no such server, an older or a newer one, or one with too many callers
+            if not was_impatient(error, wait_s):
+                self._not_before_s = time.monotonic() + PAUSE_S
         finally:  # whatever interrupts a thread
             self._count(opened)
         return opened
@@ -164,18 +166,6 @@ class Direct:
         """With the lock."""
         self._open.discard(connection)
         connection.close()
-
-
-_made: weakref.WeakSet[Direct] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for direct in list(_made):
-        direct.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 class _Connection:

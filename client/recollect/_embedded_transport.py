@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -10,7 +11,7 @@ from google.protobuf.message import Message
 
 from recollect._extensions import load_extension
 from recollect._work import Collector, Reply, Upload
-from recollect.errors import InternalError, error_from_status
+from recollect.errors import FailedPreconditionError, InternalError, error_from_status
 from recollect.v1 import memory_pb2 as pb
 
 
@@ -52,11 +53,23 @@ class EmbeddedTransport:
         )
         self._server = cast("Callable[[], EmbeddedServer]", opened)()
         self._token = token
+        self._process = os.getpid()  # where the server's threads are
 
     def call(
         self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
     ) -> Reply:
-        """Hands one request over and waits for its answer."""
+        """Hands one request over and waits for its answer.
+
+        Raises:
+            FailedPreconditionError: This process was forked from the one that has the memory.
+        """
+        if os.getpid() != self._process:
+            raise FailedPreconditionError(
+                f"embedded:// is the memory of the process that connected, {self._process}, and this one, "
+                f"{os.getpid()}, was forked from it. Connect after the fork, each to a memory of its own; or "
+                "run a server for all, and connect to unix:// or grpc://",
+                reason="FORKED",
+            )
         reply = self._server.call(method, request, timeout_s=timeout_s, credential=self._token)
         if reply.code != "OK":
             raise error_from_status(reply.code, reply.message, reply.detail)
@@ -83,8 +96,9 @@ class EmbeddedTransport:
         return self.call(method, upload.whole(), reply_type, timeout_s=timeout_s)
 
     def close(self) -> None:
-        """Closes the server in this process."""
-        self._server.close()
+        """Closes the server in this process; in one that was forked there is none."""
+        if os.getpid() == self._process:
+            self._server.close()
 
 
 class AsyncEmbeddedTransport:

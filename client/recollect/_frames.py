@@ -47,6 +47,11 @@ def greeting_s(left_s: float | None) -> float:
     return _GREETING_S if left_s is None else max(1e-6, min(_GREETING_S, left_s))
 
 
+def was_impatient(error: OSError, wait_s: float) -> bool:
+    """Whether a caller's own time passed before a server let him in: that says nothing of the server."""
+    return isinstance(error, TimeoutError) and wait_s < _GREETING_S
+
+
 def dialled(address: str) -> socket.socket:
     """A connection that does not block.
 

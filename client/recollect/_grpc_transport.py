@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from recollect._async_direct import AsyncDirect
 from recollect._direct import Direct
-from recollect._regions import REFUSALS, Region, RegionPool, open_requests
+from recollect._regions import REFUSALS, Region, RegionPool, may_pass, open_requests
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
@@ -137,10 +137,11 @@ class GrpcTransport:
             return self._regions.attach(opened, left_s())
         except BaseException as error:
             self._regions.give_up(None)
-            if isinstance(error, REFUSALS):
+            if not isinstance(error, REFUSALS):
+                raise
+            if not may_pass(error, left_s()):
                 self._regions.pause()
-                return None
-            raise
+            return None
 
     def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""
@@ -240,10 +241,11 @@ class AsyncGrpcTransport:
                 raise
         except BaseException as error:
             self._regions.give_up(None)
-            if isinstance(error, REFUSALS):
+            if not isinstance(error, REFUSALS):
+                raise
+            if not may_pass(error, left_s()):
                 self._regions.pause()
-                return None
-            raise
+            return None
 
     async def close(self) -> None:
         """Closes the channel; calls in flight end with an error."""

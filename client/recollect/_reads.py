@@ -15,14 +15,15 @@ from recollect._answers import SearchAnswer
 from recollect._bits import WIRE_DTYPES, Ids, Wire
 from recollect._checks import (
     Include,
-    check_int,
     check_ints,
     check_layer,
+    check_limit,
     check_names,
     check_positive,
     check_queries,
     check_rank,
     check_shape,
+    check_top_k,
 )
 from recollect._regions import Region
 from recollect._results import DTYPE_NUMBERS, A, Array, Dtype, Limits, NamespaceSpec, SearchResult
@@ -101,7 +102,7 @@ def prepare_search(
 ) -> Callable[[Limits], Work[pb.SearchResponse, SearchResult[A]]]:
     """Converts now; splits when the limits are known."""
     spec, dtype = read.spec, read.spec.dtype
-    top_k = check_int("top_k", top_k, minimum=1)
+    top_k = check_top_k(top_k)
     wire = read.array.to_wire(dtype)
     rows, heads, tokens, _ = read.array.shape
     request_of = partial(
@@ -109,7 +110,7 @@ def prepare_search(
     )
 
     def split(limits: Limits) -> Work[pb.SearchResponse, SearchResult[A]]:
-        check_int("top_k", top_k, maximum=limits.top_k_max)
+        check_limit("top_k", top_k, limits.top_k_max)
         fetched = ("keys" in include) * spec.key_dim + ("values" in include) * spec.value_dim
         weight = TokenBytes(
             up=heads * spec.key_dim * read.itemsize,
@@ -255,7 +256,7 @@ def prepare_attend_backward(
     queries_bytes = array.shape[1] * array.shape[3] * read.itemsize
 
     def split(limits: Limits) -> Work[pb.AttendBackwardResponse, A]:
-        check_int("top_k", gradients.ids.shape[3], maximum=limits.top_k_max)
+        check_limit("top_k", gradients.ids.shape[3], limits.top_k_max)
         weight = TokenBytes(up=queries_bytes + gradients.token_bytes(), down=queries_bytes)
         parts = read.split(weight, limits, "Lower top_k, or use fewer or smaller heads")
         whole = Assembly(parts, array.shape, WIRE_DTYPES[dtype])

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from recollect.errors import RecollectError
+from recollect.errors import DeadlineExceededError, RecollectError, UnavailableError
 from recollect.v1 import memory_pb2 as pb
 
 SHARED_FROM_BYTES = 64 * 1024
@@ -212,7 +212,10 @@ class RegionPool:
                 self._count -= 1
 
     def forked(self, *, is_child: bool) -> None:
-        """Two processes see the same memory now: what results are in stays as it is for both."""
+        """Two processes see the same memory now: no call writes where results are that both may have.
+
+        What they write to results themselves, as one may to torch tensors, the other one sees.
+        """
         if not is_child:
             with self._lock:
                 self._take_back()
@@ -287,7 +290,12 @@ def open_requests(size_bytes: int) -> Iterator[pb.OpenRegionRequest]:
 
 
 REFUSALS = (RecollectError, OSError)
-"""What comes of a server that does not share memory, or not now."""
+"""What comes of a server that does not share memory, or not now: the call goes without."""
+
+
+def may_pass(error: BaseException, left_s: float | None) -> bool:
+    """Whether it tells nothing of what a server shares: nobody answered, or the caller's own time is over."""
+    return left_s == 0 or isinstance(error, (DeadlineExceededError, UnavailableError))
 
 
 def _is_of_region(error: RecollectError) -> bool:

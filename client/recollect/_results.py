@@ -54,6 +54,8 @@ class SearchResult(Generic[A]):
 
     On the server's machine, large `keys` and `values` may lie in memory that is shared with it. They are
     their caller's alone until he has no view of them any more; a copy of a small piece lets go of the rest.
+    Where a process is forked while it has such a result, parent and child have the same memory: who writes
+    to its tensors in place writes to those of the other one. Clone them first.
 
     Attributes:
         scores: Inner products, float32 [B, Hq, T, K]; -inf where the stream had fewer than K entries.
@@ -108,7 +110,7 @@ class BankStats:
         entries: Stored now.
         first_id: Of the oldest entry; `next_sequence` if there is none.
         next_sequence: Id that the next entry will have.
-        bytes: Allocated for keys, values and indexes.
+        bytes: Allocated for keys, values and indexes, and 4 KiB for each bank.
         index: That answers now: "exact" or "ivf".
         lists: Of the inverted file; 0 if there is none.
         probes: Of those lists, how many a query looks into; 0 if there is none.
@@ -157,7 +159,7 @@ class Stats:
     Attributes:
         streams: Streams that exist.
         entries: Over all streams and layers.
-        bytes: Allocated for keys, values and indexes.
+        bytes: Allocated for keys, values and indexes, and 4 KiB for each bank.
         banks: One for each layer of the streams asked about.
     """
 

@@ -13,6 +13,9 @@ from recollect.errors import DeadlineExceededError, RecollectError, ResourceExha
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 2.0
 
+_TIMEOUT_S_MAX = 10.0 * 365 * 86_400
+"""Longer ones are none: sockets and gRPC fail with times that are too far away. The server has it so too."""
+
 _HINT_STRETCH = 1.5
 """Pauses are from what the server asks for up to so many times that."""
 
@@ -25,12 +28,14 @@ class Deadline:
     """The point in time by which a logical call must be over, with all its parts and retries.
 
     Attributes:
-        timeout_s: From the beginning; infinite without a deadline.
+        timeout_s: From the beginning; infinite without a deadline, as with one that is years away.
         end_s: By `time.monotonic`.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
         self.timeout_s = math.inf if timeout_s is None else check_positive("timeout_s", timeout_s)
+        if self.timeout_s > _TIMEOUT_S_MAX:
+            self.timeout_s = math.inf
         self.end_s = time.monotonic() + self.timeout_s
 
     def left_s(self) -> float | None:

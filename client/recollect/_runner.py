@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import overload
 
 from recollect._administration import get_server_info
@@ -13,9 +14,38 @@ from recollect._results import Limits
 from recollect._retry import Deadline, RetryPolicy
 from recollect._transport import AsyncTransport, Transport
 from recollect._work import Reply, Result, Work
-from recollect.errors import ClosedError, RecollectError
+from recollect.errors import (
+    ClosedError,
+    InvalidArgumentError,
+    RecollectError,
+    ResourceExhaustedError,
+)
 
 _PARTS_IN_FLIGHT = 4
+
+_LIMITS_BELIEVED_S = 1.0
+"""A call that is refused is the caller's mistake, unless the limits were asked for longer ago than that: the
+server may have been started again, with others. So mistakes cost one message more in that time, all together;
+no server starts again so fast."""
+
+_OF_LIMITS = frozenset({"MESSAGE_TOO_LARGE", ResourceExhaustedError.default_reason})
+"""Reasons of messages that are too large, in the server's words and in gRPC's own, which gives none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a server said its limits are, and when."""
+
+    limits: Limits
+    asked_at_s: float = field(default_factory=time.monotonic)
+
+    def may_mislead(self, error: RecollectError) -> bool:
+        """Whether a call failed that other limits may let pass."""
+        if isinstance(error, ResourceExhaustedError):
+            is_of_limits = error.reason in _OF_LIMITS
+        else:
+            is_of_limits = isinstance(error, InvalidArgumentError)
+        return is_of_limits and time.monotonic() - self.asked_at_s >= _LIMITS_BELIEVED_S
 
 
 class _Defaults:
@@ -26,13 +56,17 @@ class _Defaults:
         self.url = url
         self.timeout_s = timeout_s
         self.policy = RetryPolicy(check_int("retries", retries, minimum=0))
-        self.limits: Limits | None = None
+        self.known: _Known | None = None
         self.is_closed = False
 
     def deadline(self, timeout_s: float | None) -> Deadline:
         if self.is_closed:
             raise ClosedError(f"the client of {self.url} is closed")
         return Deadline(self.timeout_s if timeout_s is None else timeout_s)
+
+    def replaced(self, known: _Known) -> _Known | None:
+        """What another thread or task has learned meanwhile, in place of that; None: nothing."""
+        return None if self.known is known else self.known
 
 
 @overload
@@ -84,9 +118,15 @@ class Runner:
 
     def run_by(self, deadline: Deadline, split: Callable[[Limits], Work[Reply, Result]]) -> Result:
         """Runs work that is split under the server's limits, and has a deadline already."""
-        if self._defaults.limits is None:
-            self._defaults.limits = self._run(get_server_info(), deadline).limits
-        return self._run(split(self._defaults.limits), deadline)
+        known = self._defaults.known or self._ask(deadline)
+        accepted: list[int] = []
+        try:
+            return self._run(split(known.limits), deadline, accepted)
+        except RecollectError as error:
+            latest = self._latest(known, deadline) if known.may_mislead(error) else None
+            if latest is None or latest.limits == known.limits or accepted:
+                raise
+        return self._run(split(latest.limits), deadline)
 
     def close(self) -> None:
         """Closes the transport, once."""
@@ -94,9 +134,26 @@ class Runner:
             self._defaults.is_closed = True
             self._transport.close()
 
-    def _run(self, work: Work[Reply, Result], deadline: Deadline) -> Result:
+    def _ask(self, deadline: Deadline) -> _Known:
+        self._defaults.known = _Known(self._run(get_server_info(), deadline).limits)
+        return self._defaults.known
+
+    def _latest(self, known: _Known, deadline: Deadline) -> _Known | None:
+        """Limits that may differ from those; None: nobody says now, and the next call is to ask."""
+        try:
+            return self._defaults.replaced(known) or self._ask(deadline)
+        except RecollectError:
+            self._defaults.known = None
+            return None
+
+    def _run(
+        self, work: Work[Reply, Result], deadline: Deadline, accepted: list[int] | None = None
+    ) -> Result:
+        """Sends all parts; `accepted` gets those that were answered, for when another one fails."""
         for index in range(work.count):
             work.accept(index, self._send(work, index, deadline))
+            if accepted is not None:
+                accepted.append(index)
         return work.finish()
 
     def _send(self, work: Work[Reply, Result], index: int, deadline: Deadline) -> Reply:
@@ -137,9 +194,15 @@ class AsyncRunner:
 
     async def run_by(self, deadline: Deadline, split: Callable[[Limits], Work[Reply, Result]]) -> Result:
         """Runs work that is split under the server's limits, and has a deadline already."""
-        if self._defaults.limits is None:
-            self._defaults.limits = (await self._run(get_server_info(), deadline)).limits
-        return await self._run(split(self._defaults.limits), deadline)
+        known = self._defaults.known or await self._ask(deadline)
+        accepted: list[int] = []
+        try:
+            return await self._run(split(known.limits), deadline, accepted)
+        except RecollectError as error:
+            latest = await self._latest(known, deadline) if known.may_mislead(error) else None
+            if latest is None or latest.limits == known.limits or accepted:
+                raise
+        return await self._run(split(latest.limits), deadline)
 
     async def close(self) -> None:
         """Closes the transport, once."""
@@ -147,12 +210,29 @@ class AsyncRunner:
             self._defaults.is_closed = True
             await self._transport.close()
 
-    async def _run(self, work: Work[Reply, Result], deadline: Deadline) -> Result:
+    async def _ask(self, deadline: Deadline) -> _Known:
+        self._defaults.known = _Known((await self._run(get_server_info(), deadline)).limits)
+        return self._defaults.known
+
+    async def _latest(self, known: _Known, deadline: Deadline) -> _Known | None:
+        """See `Runner`."""
+        try:
+            return self._defaults.replaced(known) or await self._ask(deadline)
+        except RecollectError:
+            self._defaults.known = None
+            return None
+
+    async def _run(
+        self, work: Work[Reply, Result], deadline: Deadline, accepted: list[int] | None = None
+    ) -> Result:
+        """Sends all parts; `accepted` gets those that were answered, for when another one fails."""
         waiting = iter(range(work.count))
 
         async def take_parts() -> None:
             for index in waiting:  # shared: each worker takes the next part that nobody has
                 work.accept(index, await self._send(work, index, deadline))
+                if accepted is not None:
+                    accepted.append(index)
 
         workers = min(work.count, _PARTS_IN_FLIGHT) if work.concurrent else 1
         if workers == 1:

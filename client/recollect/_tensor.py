@@ -59,8 +59,14 @@ def user_array(argument: str, array: A) -> UserArray[A]:
     """Wraps an argument.
 
     Raises:
-        InvalidArgumentError: It is neither a NumPy array nor a torch tensor.
+        InvalidArgumentError: It is neither a NumPy array nor a torch tensor, or one that cannot be sent.
     """
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidArgumentError(
+            f"{argument} must be an array without a mask, which would be lost; got a MaskedArray. "
+            "Fill it (filled()), or take its data",
+            argument=argument,
+        )
     if isinstance(array, np.ndarray):
         return cast("UserArray[A]", NumpyArray(argument, array))
     loaded = sys.modules.get("torch")  # never imported here: if it is not loaded, this is no tensor

@@ -35,8 +35,13 @@ class TorchArray:
     """
 
     def __init__(self, argument: str, tensor: torch.Tensor) -> None:
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise InvalidArgumentError(
+                f"{argument} must be a dense tensor with values; got {tensor.layout} on {tensor.device}",
+                argument=argument,
+            )
         self._argument = argument
-        self._tensor = tensor.detach()
+        self._tensor = tensor.detach().resolve_neg()  # NumPy has no views that are to be negated
         self.shape: tuple[int, ...] = tuple(tensor.shape)
 
     @property

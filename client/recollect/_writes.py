@@ -12,6 +12,7 @@ from recollect._checks import (
     check_int,
     check_ints,
     check_layer,
+    check_list,
     check_names,
     check_positive,
     check_rank,
@@ -196,7 +197,7 @@ def prepare_evict(
         older_than_s=older_than_s,
         all=all,
     )
-    listed_ids = [] if ids is None else [check_int("ids", entry, minimum=0) for entry in ids]
+    listed_ids = [] if ids is None else _listed_ids(ids)
     base_id = _request_id(request_id)
 
     def split(limits: Limits) -> EvictWork:
@@ -232,11 +233,14 @@ def _chosen_layers(layers: Sequence[int] | None, spec: NamespaceSpec) -> list[in
     """The layers to evict from; none for all of them."""
     if layers is None:
         return []
-    if isinstance(layers, int):
-        raise refusal("layers", "a list of layer numbers", layers)
-    if not layers:
+    listed = check_list("layers", layers, "a list of layer numbers")
+    if not listed:
         raise refusal("layers", "at least one layer, or None for every layer", [])
-    return [check_layer("layers", layer, spec) for layer in layers]
+    return [check_layer("layers", layer, spec) for layer in listed]
+
+
+def _listed_ids(ids: Sequence[int]) -> list[int]:
+    return [check_int("ids", entry, minimum=0) for entry in check_list("ids", ids, "a list of ids")]
 
 
 def _id_slices(count: int, limits: Limits) -> list[slice]:

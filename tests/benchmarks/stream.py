@@ -24,6 +24,7 @@ import grpc.aio
 import numpy as np
 
 import recollect
+from recollect._runner import _Known
 from tests.benchmarks.reports import machine, write
 from tests.server_process import ServerProcess
 
@@ -78,7 +79,7 @@ def ways(url: str, name: str, *, split: bool = False) -> Iterator[tuple[str, Cal
     client = recollect.connect(url)
     if split:
         # As told by a server that has no streams.
-        client._runner._defaults.limits = replace(client.server_info().limits, stream_bytes_max=0)
+        client._runner._defaults.known = _Known(replace(client.server_info().limits, stream_bytes_max=0))
     rng = np.random.default_rng(0)
     ns = client.create_namespace(
         name.replace(" ", "-"),

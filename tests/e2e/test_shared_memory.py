@@ -18,7 +18,7 @@ from recollect import _regions as regions
 from recollect._url import parse_url
 from recollect._work import ADD, Reply
 from recollect.v1 import memory_pb2 as pb
-from tests.clients import blocking_client
+from tests.clients import OPEN, blocking_client
 from tests.e2e.shared_memory import STREAMS, TOKENS, TOP_K, filled, idle_of, pool_of, read
 from tests.server_process import ServerProcess
 
@@ -163,6 +163,38 @@ def test_cancelled_calls_leave_sharing_as_it_is(rng: np.random.Generator) -> Non
         expected = memory.ns.search(0, q, top_k=TOP_K, streams=STREAMS).scores
         np.testing.assert_array_equal(scores, expected)
         assert (idle_of(pool), pool._count) == (0, 0)
+
+
+@pytest.mark.parametrize("way", list(OPEN))
+@pytest.mark.parametrize("cause", ["a caller in a hurry", "an outage"])
+def test_what_passes_leaves_sharing_as_it_is(
+    rng: np.random.Generator, tmp_path: Path, cause: str, way: str
+) -> None:
+    """A call with too little time, or in an outage, costs all others half a minute of sharing."""
+    path = tmp_path / "s"
+    with (
+        ServerProcess(socket=path) as server,
+        recollect.connect(server.unix_url) as filler,
+        OPEN[way](server.unix_url, retries=20) as client,
+    ):
+        memory = filled(filler, rng)
+        q = memory.queries(len(STREAMS), TOKENS)
+        space = client.namespace(memory.ns.name)
+        space.search(0, q[:, :, :1], top_k=1, streams=STREAMS)  # asks for the limits first
+        server.process.send_signal(signal.SIGSTOP if cause == "a caller in a hurry" else signal.SIGKILL)
+        with pytest.raises((recollect.DeadlineExceededError, recollect.UnavailableError)):
+            space.search(0, q, top_k=TOP_K, streams=STREAMS, include=["keys"], timeout_s=0.2)
+        pool = pool_of(client)
+        assert pool._count == 0
+        if cause == "a caller in a hurry":
+            server.process.send_signal(signal.SIGCONT)
+            space.search(0, q, top_k=TOP_K, streams=STREAMS, include=["keys"])
+        else:
+            server.wait()
+            with ServerProcess(socket=path):
+                client.server_info()  # is repeated until the server is found
+                read(filled(client, rng))
+        assert pool._count >= 1
 
 
 def test_a_server_that_starts_again_has_other_regions(rng: np.random.Generator, tmp_path: Path) -> None:

@@ -43,10 +43,23 @@ CASES: list[tuple[str, Mapping[str, object], str, object]] = [
     ("search", SEARCH, "include", ("scores",)),
     ("search", SEARCH, "min_sequences", [1]),
     ("search", SEARCH, "min_sequences", [1, -1]),
+    ("search", SEARCH, "top_k", 2**40),
+    ("search", SEARCH, "queries", np.ma.masked_array(QUERIES)),
+    ("search", SEARCH, "streams", None),
+    ("search", SEARCH, "streams", 2),
+    ("search", SEARCH, "streams", ["a", "\ud800"]),
+    ("search", SEARCH, "include", None),
+    ("search", SEARCH, "include", 2),
+    ("search", SEARCH, "min_sequences", 1),
+    ("search", SEARCH, "min_sequences", [1, 2**70]),
     ("search", SEARCH, "timeout_s", 0),
+    ("search", SEARCH, "timeout_s", 10**400),
     ("attend", SEARCH, "scale", 0.0),
     ("attend", SEARCH, "scale", float("nan")),
     ("attend", SEARCH, "scale", "big"),
+    ("attend", SEARCH, "scale", 10**400),
+    ("attend", SEARCH, "streams", None),
+    ("attend", SEARCH, "min_sequences", [0, 2**63]),
     ("attend", SEARCH, "top_k", -1),
     ("attend_backward", BACKWARD, "ids", IDS[:, :, :2]),
     ("attend_backward", BACKWARD, "ids", IDS[..., 0]),
@@ -63,7 +76,13 @@ CASES: list[tuple[str, Mapping[str, object], str, object]] = [
     ("add", ADD, "lengths", [3]),
     ("add", ADD, "lengths", [3, 4]),
     ("add", ADD, "lengths", [3, -1]),
+    ("add", ADD, "keys", np.ma.masked_array(KEYS)),
+    ("add", ADD, "values", np.ma.masked_array(VALUES)),
+    ("add", ADD, "streams", None),
+    ("add", ADD, "lengths", 3),
+    ("add", ADD, "lengths", [3, 2**70]),
     ("add", ADD, "request_id", ""),
+    ("add", ADD, "request_id", "r\udfff"),
     ("evict", EVICT, "streams", []),
     ("evict", EVICT | {"oldest": 1}, "layers", []),
     ("evict", EVICT | {"oldest": 1}, "layers", 1),
@@ -71,6 +90,11 @@ CASES: list[tuple[str, Mapping[str, object], str, object]] = [
     ("evict", EVICT, "before_sequence", -1),
     ("evict", EVICT, "older_than_s", -0.5),
     ("evict", EVICT, "ids", [-1]),
+    ("evict", EVICT, "ids", [2**63]),
+    ("evict", EVICT, "ids", 5),
+    ("evict", EVICT, "oldest", 2**70),
+    ("evict", EVICT, "before_sequence", 2**70),
+    ("evict", EVICT, "older_than_s", 10**400),
     ("evict", EVICT | {"all": True}, "oldest", 1),
     ("session", {"streams": TWO}, "on_error", "ignore"),
     ("session", {"streams": TWO}, "stale", "skip"),
@@ -78,7 +102,14 @@ CASES: list[tuple[str, Mapping[str, object], str, object]] = [
     ("create_namespace", CREATE, "layers", []),
     ("create_namespace", CREATE, "layers", [1, 1]),
     ("create_namespace", CREATE, "layers", 1),
+    ("create_namespace", CREATE, "layers", None),
+    ("create_namespace", CREATE, "layers", [2**40]),
+    ("create_namespace", CREATE, "name", "m\ud800"),
     ("create_namespace", CREATE, "heads", 0),
+    ("create_namespace", CREATE, "heads", 2**31),
+    ("create_namespace", CREATE, "key_dim", 2**40),
+    ("create_namespace", CREATE, "value_dim", 2**40),
+    ("create_namespace", CREATE, "capacity", 2**70),
     ("create_namespace", CREATE, "dtype", "int8"),
     ("create_namespace", CREATE, "index", "hnsw"),
     ("create_namespace", CREATE, "index", 1),
@@ -138,3 +169,26 @@ def test_evict_needs_a_selector(namespace: Namespace) -> None:
     """A forgotten argument would evict nothing, or everything."""
     with pytest.raises(InvalidArgumentError, match="exactly one of ids, oldest"):
         namespace.evict(streams=TWO)
+
+
+@pytest.mark.parametrize("page_size", [0, 2**31, 2**70, None], ids=str)
+def test_pages_have_a_size_that_can_be_sent(client: recollect.Client, page_size: int | None) -> None:
+    """A page size that the wire has no room for is an error of a library, which says nothing of pages."""
+    listed = client.list_namespaces(page_size=page_size)
+    if page_size is None:
+        assert len(list(listed)) <= 1
+        return
+    with pytest.raises(InvalidArgumentError, match="page_size"):
+        list(listed)
+
+
+def test_the_largest_that_can_be_sent_is(client: recollect.Client, namespace: Namespace) -> None:
+    """What the wire has room for is refused, or wraps around on its way: other entries are evicted."""
+    namespace.add(1, KEYS, VALUES, streams=TWO)
+    try:
+        assert namespace.evict(streams=TWO, ids=[2**63 - 1]).evicted == 0
+        with pytest.raises(recollect.FailedPreconditionError, match=str(2**63 - 1)):
+            namespace.search(1, QUERIES, top_k=1, streams=TWO, min_sequences=[0, 2**63 - 1])
+        assert namespace.evict(streams=TWO, before_sequence=2**63 - 1).evicted == 6
+    finally:
+        namespace.evict(streams=TWO, all=True)

@@ -8,30 +8,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 import recollect
 from recollect import _direct, _frames
 from recollect.v1 import memory_pb2 as pb
-from tests.clients import blocking_client
+from tests.clients import OPEN
 from tests.direct_frames import GREETING, SUFFIX, frame
 from tests.server_process import ServerProcess
 from tests.unit.client.tiny_server import INFO, TinyServer, serving
 
-
-class Opening(Protocol):
-    """Makes a client."""
-
-    def __call__(
-        self, url: str, *, token: str | None = None, retries: int = 3
-    ) -> AbstractContextManager[recollect.Client]: ...
-
-
-OPEN: dict[str, Opening] = {"sync": recollect.connect, "async": blocking_client}
 PATIENCE_S = 20.0
 
 
@@ -152,7 +141,7 @@ def both(folder: Path, *scripts: Callable[[Beside, socket.socket], None]) -> Ite
             beside.close()
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=list(OPEN))
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -172,6 +161,14 @@ def test_where_nobody_lets_the_client_in_it_takes_grpc(
         assert beside.count == 1  # and is not asked before each call
 
 
+def test_who_does_not_wait_to_be_let_in_speaks_for_itself(way: str, tmp_path: Path) -> None:
+    """One caller in a hurry has all others of its client take gRPC for seconds."""
+    with both(tmp_path, saying(b""), answering(answer())) as (_, url), OPEN[way](url, retries=0) as client:
+        with contextlib.suppress(recollect.DeadlineExceededError):  # gRPC may answer at the last moment
+            client.server_info(timeout_s=0.05)
+        assert client.server_info().version == "direct"
+
+
 def test_waiting_to_be_let_in_is_part_of_a_calls_time(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +184,6 @@ def test_waiting_to_be_let_in_is_part_of_a_calls_time(
     beside.close()
 
 
-@pytest.mark.parametrize("way", ["sync", "async"])
 def test_one_connection_for_one_call_after_the_other(way: str, tmp_path: Path) -> None:
     """Each call connects anew, or takes gRPC though it need not."""
     with both(tmp_path, answering(answer())) as (beside, url), OPEN[way](url, token="rk_1") as client:

@@ -96,6 +96,36 @@ def test_layouts_do_not_matter() -> None:
         assert torch.equal(back, tensor)
 
 
+@pytest.mark.parametrize("wire", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_view_that_negates_is_sent_as_it_reads(wire: Dtype, dtype: torch.dtype) -> None:
+    """The imaginary part of a conjugate, which torch negates only where it is read, is refused by NumPy."""
+    values = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    view = torch.complex(torch.zeros_like(values), values).conj().imag
+    assert view.is_neg()
+    back = round_trip(view, wire)
+    assert isinstance(back, torch.Tensor)
+    torch.testing.assert_close(back, -values.to(TORCH[wire]).to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.ma.masked_array(np.ones((2, 2), np.float32)),
+        np.ma.masked_array(np.ones((2, 2), np.float16), mask=[[True, False], [False, False]]),
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, 2, device="meta"),
+    ],
+    ids=["masked", "masked half", "sparse", "without values"],
+)
+@pytest.mark.parametrize("wire", DTYPES)
+def test_what_has_not_all_values_is_refused(array: Array, wire: Dtype) -> None:
+    """A mask is lost without a word; or what cannot be sent ends in an error of NumPy or torch."""
+    with pytest.raises(InvalidArgumentError, match="keys must be") as caught:
+        user_array("keys", array).to_wire(wire)
+    assert caught.value.argument == "keys"
+
+
 def test_wire_is_little_endian_rows() -> None:
     """A server in another language would read other numbers."""
     message = floats_message(

@@ -13,6 +13,8 @@ import recollect
 from recollect import _embedded_transport
 from recollect.errors import MissingExtraError
 from recollect.v1 import memory_pb2 as pb
+from tests.clients import OPEN
+from tests.server_process import ServerProcess
 from tests.unit.client.tiny_server import TinyServer, refuse, serving
 
 
@@ -73,6 +75,16 @@ def test_a_server_that_comes_back_is_found(tmp_path: Path) -> None:
         for _ in range(2):
             with serving(TinyServer(), tmp_path):
                 assert client.server_info().version == "1"
+
+
+@pytest.mark.parametrize("way", list(OPEN))
+def test_who_waits_for_ages_waits_without_end(way: str) -> None:
+    """A timeout that the system's clocks do not reach fails at once, and not for what it is."""
+    with ServerProcess() as server:
+        for url in (server.unix_url, server.tcp_url, "embedded://"):
+            with OPEN[way](url, retries=0) as client:
+                for timeout_s in (1e8, 1e10, 1e300):
+                    assert client.server_info(timeout_s=timeout_s).version == recollect.__version__
 
 
 def test_unknown_method_names_the_likely_cause(tmp_path: Path) -> None:

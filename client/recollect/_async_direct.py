@@ -12,20 +12,22 @@ from google.protobuf.message import Message
 from recollect._forks import renewed_in_child
 from recollect._frames import (
     CONNECTIONS_MAX,
+    GREETING_S,
     MARK,
     PAUSE_S,
     PREFIX,
     dialled,
     frame,
     greeting_s,
+    in_vain_s,
     is_quiet,
     late,
     lost,
     refusal,
     sizes,
     socket_of,
-    was_impatient,
 )
+from recollect._impatience import Impatience
 from recollect.errors import RecollectError
 
 
@@ -46,6 +48,7 @@ class AsyncDirect:
         self._open: set[_Connection] = set()
         self._opening = 0
         self._not_before_s = 0.0
+        self._impatience = Impatience(GREETING_S)
         self._is_closed = False
         renewed_in_child(self)
 
@@ -113,11 +116,12 @@ class AsyncDirect:
         try:
             connection = await _connected(self._address, wait_s=wait_s)
         except OSError as error:  # no such server, an older or a newer one, or one with too many callers
-            if not was_impatient(error, wait_s):
+            if self._impatience.is_over(in_vain_s(error, wait_s)):
                 self._not_before_s = time.monotonic() + PAUSE_S
             return None
         finally:
             self._opening -= 1
+        self._impatience.was_wrong()
         self._opened(connection)
         return connection
 

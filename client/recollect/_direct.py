@@ -13,20 +13,22 @@ from google.protobuf.message import Message
 from recollect._forks import renewed_in_child
 from recollect._frames import (
     CONNECTIONS_MAX,
+    GREETING_S,
     MARK,
     PAUSE_S,
     PREFIX,
     dialled,
     frame,
     greeting_s,
+    in_vain_s,
     is_quiet,
     late,
     lost,
     refusal,
     sizes,
     socket_of,
-    was_impatient,
 )
+from recollect._impatience import Impatience
 from recollect.errors import RecollectError
 
 _BUFFER_BYTES = 64 * 1024
@@ -51,6 +53,7 @@ class Direct:
         self._open: set[_Connection] = set()
         self._opening = 0
         self._not_before_s = 0.0
+        self._impatience = Impatience(GREETING_S)
         self._is_closed = False
         renewed_in_child(self)
 
@@ -128,8 +131,9 @@ class Direct:
         opened: _Connection | None = None
         try:
             opened = _Connection(self._address, wait_s=wait_s)
+            self._impatience.was_wrong()
         except OSError as error:  # no such server, an older or a newer one, or one with too many callers
-            if not was_impatient(error, wait_s):
+            if self._impatience.is_over(in_vain_s(error, wait_s)):
                 self._not_before_s = time.monotonic() + PAUSE_S
         finally:  # whatever interrupts a thread
             self._count(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 
@@ -29,8 +30,8 @@ PREFIX = struct.Struct("<4sII")
 CONNECTIONS_MAX = 8
 """Of one client: calls on the way at the same time. Others take gRPC."""
 
-_GREETING_S = 1.0
-"""A server that says nothing for so long does not let the client in."""
+GREETING_S = 1.0
+"""A server that says nothing for so long does not let the client in; callers with less time add theirs up."""
 
 PAUSE_S = 5.0
 """After the server did not let a client connect: it takes gRPC meanwhile."""
@@ -43,13 +44,16 @@ def socket_of(path: str | None) -> str | None:
 
 
 def greeting_s(left_s: float | None) -> float:
-    """How long to wait for a server to let the client in, for a caller who waits that long for an answer."""
-    return _GREETING_S if left_s is None else max(1e-6, min(_GREETING_S, left_s))
+    """How long to wait for a server to let the client in, for a caller who waits that long for an answer.
+
+    Not all of it: gRPC may answer in the rest.
+    """
+    return GREETING_S if left_s is None else max(1e-6, min(GREETING_S, left_s / 2))
 
 
-def was_impatient(error: OSError, wait_s: float) -> bool:
-    """Whether a caller's own time passed before a server let him in: that says nothing of the server."""
-    return isinstance(error, TimeoutError) and wait_s < _GREETING_S
+def in_vain_s(error: OSError, wait_s: float) -> float:
+    """How much a failed attempt to be let in counts for: endless where the server said so."""
+    return wait_s if isinstance(error, TimeoutError) else math.inf
 
 
 def dialled(address: str) -> socket.socket:

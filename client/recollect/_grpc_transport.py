@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from recollect._async_direct import AsyncDirect
 from recollect._direct import Direct
-from recollect._regions import REFUSALS, Region, RegionPool, may_pass, open_requests
+from recollect._regions import REFUSALS, Region, RegionPool, open_requests
 from recollect._tls import TLS, channel_credentials
 from recollect._tracing import traced
 from recollect._url import Target
@@ -128,6 +128,7 @@ class GrpcTransport:
         region = self._regions.take(size_bytes)
         if region is not None or not self._regions.may_open():
             return region
+        asked_at_s = time.monotonic()
         try:
             larger, exact = open_requests(size_bytes)
             try:
@@ -136,11 +137,9 @@ class GrpcTransport:
                 opened = self.call(OPEN_REGION, exact, pb.OpenRegionResponse, timeout_s=left_s())
             return self._regions.attach(opened, left_s())
         except BaseException as error:
-            self._regions.give_up(None)
+            self._regions.failed(error, asked_at_s=asked_at_s, left_s=left_s())
             if not isinstance(error, REFUSALS):
                 raise
-            if not may_pass(error, left_s()):
-                self._regions.pause()
             return None
 
     def close(self) -> None:
@@ -226,6 +225,7 @@ class AsyncGrpcTransport:
         region = self._regions.take(size_bytes)
         if region is not None or not self._regions.may_open():
             return region
+        asked_at_s = time.monotonic()
         try:
             larger, exact = open_requests(size_bytes)
             try:
@@ -240,11 +240,9 @@ class AsyncGrpcTransport:
                 attaching.add_done_callback(_let_go)  # the thread goes on, and nobody waits for it
                 raise
         except BaseException as error:
-            self._regions.give_up(None)
+            self._regions.failed(error, asked_at_s=asked_at_s, left_s=left_s())
             if not isinstance(error, REFUSALS):
                 raise
-            if not may_pass(error, left_s()):
-                self._regions.pause()
             return None
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import socket
@@ -17,6 +18,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from recollect._impatience import Impatience
 from recollect.errors import DeadlineExceededError, RecollectError, UnavailableError
 from recollect.v1 import memory_pb2 as pb
 
@@ -110,6 +112,7 @@ class RegionPool:
         self._count = 0
         self._is_watched = self._is_closed = False
         self._not_before_s = 0.0 if path is not None else float("inf")
+        self._impatience = Impatience(_HAND_OVER_S)
         _pools.add(self)
 
     def take(self, size_bytes: int) -> Region | None:
@@ -155,17 +158,25 @@ class RegionPool:
         with contextlib.suppress(RuntimeError):  # at the interpreter's end there are no new threads
             threading.Thread(target=self._empty_unused, name="recollect-regions", daemon=True).start()
 
-    def give_up(self, region: Region | None) -> None:
-        """After one that did not: the server may still write there. None: it was not opened after all."""
+    def give_up(self, region: Region) -> None:
+        """After one that did not: the server may still write there."""
         with self._lock:
             self._count -= 1
-        if region is not None:
-            region.close()
+        region.close()
 
-    def pause(self) -> None:
-        """Asks for none for a while: the server would not share."""
+    def failed(self, error: BaseException, *, asked_at_s: float, left_s: float | None) -> None:
+        """One that was asked for did not come. Where the server would not share, none is for a while.
+
+        That nobody answered, or not in the caller's own time, is no such thing, unless it goes on.
+        """
+        passes = left_s == 0 or isinstance(error, (DeadlineExceededError, UnavailableError))
+        now_s = time.monotonic()
         with self._lock:
-            self._not_before_s = max(self._not_before_s, time.monotonic() + _PAUSE_S)
+            self._count -= 1
+            if not isinstance(error, REFUSALS):
+                return
+            if self._impatience.is_over(now_s - asked_at_s if passes else math.inf):
+                self._not_before_s = max(self._not_before_s, now_s + _PAUSE_S)
 
     @contextlib.contextmanager
     def lent(self, region: Region) -> Generator[Bytes]:
@@ -248,7 +259,7 @@ class RegionPool:
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(_HAND_OVER_S if left_s is None else min(_HAND_OVER_S, left_s))
+            connection.settimeout(_HAND_OVER_S if left_s is None else min(_HAND_OVER_S, left_s / 2))
             connection.connect(f"{self._path}{_SOCKET_SUFFIX}")
             connection.sendall(reply.region)
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
@@ -262,6 +273,7 @@ class RegionPool:
         except BaseException:
             connection.close()
             raise
+        self._impatience.was_wrong()
         return Region(reply.region, np.frombuffer(mapping, np.uint8), connection, mapping)
 
 
@@ -291,11 +303,6 @@ def open_requests(size_bytes: int) -> Iterator[pb.OpenRegionRequest]:
 
 REFUSALS = (RecollectError, OSError)
 """What comes of a server that does not share memory, or not now: the call goes without."""
-
-
-def may_pass(error: BaseException, left_s: float | None) -> bool:
-    """Whether it tells nothing of what a server shares: nobody answered, or the caller's own time is over."""
-    return left_s == 0 or isinstance(error, (DeadlineExceededError, UnavailableError))
 
 
 def _is_of_region(error: RecollectError) -> bool:

@@ -38,6 +38,15 @@ class Deadline:
             self.timeout_s = math.inf
         self.end_s = time.monotonic() + self.timeout_s
 
+    def within(self, most_s: float) -> Deadline:
+        """The same, or one in so many seconds from now if that is earlier.
+
+        Raises:
+            DeadlineExceededError: It has passed.
+        """
+        left_s = self.left_s()
+        return Deadline(most_s if left_s is None else min(most_s, left_s))
+
     def left_s(self) -> float | None:
         """Seconds left; None without a deadline.
 

@@ -28,6 +28,9 @@ _LIMITS_BELIEVED_S = 1.0
 server may have been started again, with others. So mistakes cost one message more in that time, all together;
 no server starts again so fast."""
 
+_LIMITS_ASKED_S = 1.0
+"""The question takes so long at most: its caller's mistake is known already."""
+
 _OF_LIMITS = frozenset({"MESSAGE_TOO_LARGE", ResourceExhaustedError.default_reason})
 """Reasons of messages that are too large, in the server's words and in gRPC's own, which gives none."""
 
@@ -139,11 +142,11 @@ class Runner:
         return self._defaults.known
 
     def _latest(self, known: _Known, deadline: Deadline) -> _Known | None:
-        """Limits that may differ from those; None: nobody says now, and the next call is to ask."""
+        """Limits that may differ from those; None: nobody says now, and others are not to ask at once."""
         try:
-            return self._defaults.replaced(known) or self._ask(deadline)
+            return self._defaults.replaced(known) or self._ask(deadline.within(_LIMITS_ASKED_S))
         except RecollectError:
-            self._defaults.known = None
+            self._defaults.known = _Known(known.limits)
             return None
 
     def _run(
@@ -217,9 +220,9 @@ class AsyncRunner:
     async def _latest(self, known: _Known, deadline: Deadline) -> _Known | None:
         """See `Runner`."""
         try:
-            return self._defaults.replaced(known) or await self._ask(deadline)
+            return self._defaults.replaced(known) or await self._ask(deadline.within(_LIMITS_ASKED_S))
         except RecollectError:
-            self._defaults.known = None
+            self._defaults.known = _Known(known.limits)
             return None
 
     async def _run(

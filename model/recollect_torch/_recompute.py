@@ -81,7 +81,8 @@ class History:
     """A layer's forward passes, for as long as one of them may be recomputed.
 
     Each thread has a list of its own, since its numbers mean nothing on another. Autograd's threads have
-    none: what they recompute is looked for on the thread that ran forward last.
+    none, and others may call backward for what they did not run: what is recomputed is looked for on the
+    thread that ran forward last, too, and refused where the two say otherwise.
 
     Parts may be checkpointed inside of others. A recompute of the outer part is then what the inner part
     knows as forward, and autograd may have run it on a thread of its own; so what it was is kept here.
@@ -120,28 +121,51 @@ class History:
             del stretches[0]
 
     def repeated(self) -> Stretch | None:
-        """What the forward pass met with that is computed again now; None if no forward pass is known."""
+        """What the forward pass met with that is computed again now; None if no forward pass is known.
+
+        Raises:
+            RuntimeError: It may be one of this thread, or one of the thread that ran forward last.
+        """
         node = _node()
-        stretches = self._of_thread.get(threading.get_ident()) or self._of_thread.get(self._thread)
-        if node is None or not stretches:  # no node: a callback, after the last
+        here = self._of_thread.get(threading.get_ident())
+        last = self._of_thread.get(self._thread)
+        if node is None:  # a callback, after the last
+            stretches = here or last
             return stretches[-1] if stretches else None
+        if not (here or last):
+            return None
         moment, number = now(), node._sequence_nr()
         reentrant = "CheckpointFunction" in node.name()  # those of other libraries have the same name
         if reentrant and self._inner and torch.is_grad_enabled():
             stretch = self._inner.pop()
         elif not reentrant and self._outer is not None and _before(self._outer[0], moment.thread, number):
             stretch = self._outer[1]
-        elif reentrant:
-            index = bisect_right(stretches, number, key=lambda stretch: stretch.last)
-            stretch = stretches[min(index, len(stretches) - 1)]
         else:
-            index = bisect_right(stretches, number, key=lambda stretch: stretch.first) - 1
-            stretch = stretches[max(index, 0)]
+            stretch = _only([_met(stretches, number, reentrant) for stretches in (here, last) if stretches])
         if not torch.is_grad_enabled():
             self._inner.append(stretch)
         elif reentrant:
             self._outer = moment, stretch
         return stretch
+
+
+def _met(stretches: list[Stretch], number: int, reentrant: bool) -> Stretch:
+    """What a thread's forward pass met with in which this node was made, if it was made there."""
+    if reentrant:
+        index = bisect_right(stretches, number, key=lambda stretch: stretch.last)
+        return stretches[min(index, len(stretches) - 1)]
+    index = bisect_right(stretches, number, key=lambda stretch: stretch.first) - 1
+    return stretches[max(index, 0)]
+
+
+def _only(found: list[Stretch]) -> Stretch:
+    if not found[0].same_as(found[-1]):
+        raise RuntimeError(
+            "a layer is recomputed on a thread that ran it too, though another one ran it last, in another "
+            "session or generation, so which forward pass is meant cannot be told: call backward on the "
+            "thread that ran forward when activation checkpointing is on"
+        )
+    return found[0]
 
 
 def _node() -> Node | None:

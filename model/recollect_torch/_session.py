@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from recollect_torch._remote import Bank, Retrieved, attend, nothing
 from recollect_torch._staging import Staging, Write
 from recollect_torch._window import Segment, Window
 
-_opened: ContextVar[tuple[Session, ...]] = ContextVar("recollect_sessions", default=())
+_opened: ContextVar[tuple[Opening, ...]] = ContextVar("recollect_sessions", default=())
 
 
 class UncommittedWarning(UserWarning):
@@ -68,8 +68,24 @@ def session(
 
 def current_session() -> Session | None:
     """The innermost session whose `with` block this thread or task is in."""
-    # One that was closed elsewhere, by another task say, is still in this context's list.
-    return next((opened for opened in reversed(_opened.get()) if opened._open), None)
+    return next((opening.session for opening in reversed(_opened.get()) if opening.lasts), None)
+
+
+def _lasting() -> tuple[Opening, ...]:
+    """What this context knows of that was not left since."""
+    return tuple(opening for opening in _opened.get() if opening.lasts)
+
+
+class Opening(NamedTuple):
+    """One time that a session was entered. A context may still know it when it was left in another one."""
+
+    session: Session
+    number: int
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is what the session is open by now."""
+        return self.session._opening == self.number
 
 
 class Session:
@@ -95,7 +111,7 @@ class Session:
         self.fallbacks = Fallbacks() if link is None else link.fallbacks
         self._staging = Staging()
         self._valid_lengths: tuple[int, ...] | None = None
-        self._open = False
+        self._opening = self._openings = 0  # by which it is open now, 0 by none; how often it was opened
         self._generation, self._moved = 0, now()
 
     # ---- what a training loop uses ----
@@ -199,18 +215,19 @@ class Session:
         self._staging.send(self._add)
 
     def __enter__(self) -> Self:
-        if self._open:
+        if self._opening:
             raise RuntimeError("this session is already open")
-        self._open, self._moved = True, now()
-        _opened.set((*_opened.get(), self))
+        self._openings += 1
+        self._opening, self._moved = self._openings, now()
+        _opened.set((*_lasting(), Opening(self, self._opening)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open = False
+        self._opening = 0
         # Sessions may be left in any order, and in another context than they were entered in.
-        _opened.set(tuple(opened for opened in _opened.get() if opened._open))
+        _opened.set(_lasting())
         staged = self._staging.pending()
         self.rollback()
         if staged and kind is None:

@@ -44,7 +44,7 @@ class Job(Generic[Answer_co]):
         steps: Taken one after the other on the device's thread, and closed if they are not to be ended.
         cost: Of all of them, estimated, in multiply-adds.
         deadline_s: When its caller stops waiting, in `time.monotonic()` seconds; None: never.
-        weight: Of the tenant.
+        weight: Of the tenant; None: as it is.
         calls_queued_max: Most calls of the tenant that may wait, this one included.
         is_refusable: False for the server's own work, which is queued whatever the load, and is none of the
             calls that wait.
@@ -58,7 +58,7 @@ class Job(Generic[Answer_co]):
     steps: Steps[Answer_co]
     cost: int
     deadline_s: float | None = None
-    weight: int = 1
+    weight: int | None = None
     calls_queued_max: int = 2**31
     is_refusable: bool = True
     may_run_here: bool = True
@@ -246,7 +246,7 @@ class Dispatcher:
         self._load.require_room(
             job.tenant,
             job.cost,
-            weight=job.weight,
+            weight=job.weight or 1,
             calls_queued_max=job.calls_queued_max,
             remaining_s=remaining_s,
             now_s=now_s,

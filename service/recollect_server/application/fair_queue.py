@@ -130,17 +130,17 @@ class FairQueue(Generic[Call]):
         """How many are remembered."""
         return len(self._tenants.members)
 
-    def push(self, tenant: str, call: Call, *, lane: str = "", weight: int = 1) -> None:
+    def push(self, tenant: str, call: Call, *, lane: str = "", weight: int | None = None) -> None:
         """Queues a call behind the others of its lane.
 
         Args:
             tenant: Whose it is.
             call: What `take` returns when its turn comes.
             lane: Of the tenant: calls of one lane run in order, one at a time.
-            weight: Of the tenant, from now on: its share beside that of others.
+            weight: Of the tenant, from now on: its share beside that of others. None: as it is, 1 at first.
         """
         share = self._tenants.member(tenant if self._fair else "", _Tenant)
-        share.weight = weight
+        share.weight = weight or share.weight
         share.calls += 1
         share.lanes.member(lane if self._fair else "", _Lane).calls.append(call)
 

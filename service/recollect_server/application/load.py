@@ -93,9 +93,12 @@ class Load:
         """Calls that wait for their first turn, and the cost of all that is left to do."""
         return {tenant: (each.waiting, each.cost) for tenant, each in self._accounts.items()}
 
-    def queued(self, tenant: str, cost: int, *, weight: int, lane: str = "", waits: bool = True) -> None:
+    def queued(
+        self, tenant: str, cost: int, *, weight: int | None, lane: str = "", waits: bool = True
+    ) -> None:
         """Work is there; `waits`: it is a call, and none is taken beside too many that wait."""
         account = self._accounts.setdefault(tenant, _Account())
+        weight = weight or account.weight
         self._weights += weight - (account.weight if account.under_way else 0)
         account.weight = weight
         account.under_way += 1

@@ -130,7 +130,7 @@ def test_calls_of_the_parents_event_loop_take_no_connection_of_the_childs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A worker forked while many calls are under way has all of its own take gRPC, for good."""
-    monkeypatch.setattr(_frames, "_GREETING_S", PATIENCE_S)
+    monkeypatch.setattr(_frames, "GREETING_S", PATIENCE_S)
     with ServerProcess() as server, Loop() as beside:
         client = recollect.connect_async(server.unix_url)
         transport = client._runner._transport

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,6 +79,20 @@ def attend_to_one(namespace: recollect.Namespace, top_k: int) -> None:
 
 
 KINDS: list[Callable[[recollect.Namespace, int], None]] = [add, search, fetch, attend, attend_to_one]
+
+
+def test_a_mistake_is_one_though_nobody_answers(way: str) -> None:
+    """What the client knows to be wrong is said to be the server's absence, if that hangs."""
+    with ServerProcess() as server, OPEN[way](server.unix_url, retries=0) as client:
+        found = space(client)
+        add(found, 8)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                with pytest.raises(recollect.InvalidArgumentError, match="at most 1024"):
+                    found.search(0, QUERIES, top_k=5000, streams=TWO, timeout_s=0.5)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("change", ["fewer", "more"])

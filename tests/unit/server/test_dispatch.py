@@ -129,6 +129,22 @@ def test_the_servers_own_work_takes_no_callers_place(dispatcher: Dispatcher) -> 
     assert dispatcher.queued() == {}
 
 
+def test_the_servers_own_work_leaves_a_tenant_its_weight() -> None:
+    """Who deletes a namespace has the smallest share of the device for the calls that are under way."""
+    dispatcher, seen = Dispatcher(Limits()), list[str]()
+    gate = Gate(dispatcher)
+    calls = [
+        dispatcher.submit(Job(tenant, noted(seen, tenant, steps=20, work=10**10), 10**10, weight=20))
+        for tenant in ("a", "b")
+    ]
+    own = dispatcher.submit(Job("a", in_one_step(lambda: None), 1, is_refusable=False, lane="deleted"))
+    gate.open()
+    for call in (*calls, own):
+        call.result(PATIENCE_S)
+    assert 8 <= seen[:20].count("a") <= 12
+    dispatcher.drain()
+
+
 @pytest.mark.parametrize("why", ["cancelled", "late"])
 def test_what_must_not_end_in_the_middle_does_not(why: str) -> None:
     """Half of an eviction is done, or a bank is moved again and again, because callers leave meanwhile."""

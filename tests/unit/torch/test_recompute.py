@@ -53,6 +53,30 @@ def gradient(layer: nn.Module) -> Tensor:
 
 
 @BOTH
+def test_a_backward_that_may_be_anybodys_is_refused(dense_memory: DenseMemory, reentrant: bool) -> None:
+    """After a warm-up here, what a worker ran in a session is recomputed without it, and nobody is told."""
+    layer = make_layer()
+    layer(segment()).sum()
+    losses: list[Tensor] = []
+    open_still: list[object] = []
+
+    def work() -> None:
+        with session(dense_memory, streams=STREAMS) as s:
+            with torch.no_grad():
+                layer(segment())
+            s.commit()
+            losses.append(checkpoint(layer, segment(), use_reentrant=reentrant).square().sum())
+            s.rollback()
+        open_still.append(s)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    with pytest.raises(RuntimeError, match="on the thread that ran forward"):
+        losses[0].backward()
+
+
+@BOTH
 @pytest.mark.parametrize("wide", [False, True], ids=["layer", "block"])
 @pytest.mark.parametrize("xl_length", [0, 4])
 @pytest.mark.parametrize("move", ["commit", "reset"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -324,6 +326,31 @@ def test_a_session_may_be_left_in_another_context(dense_memory: DenseMemory) -> 
     assert context.run(current_session) is None
     with opened:
         assert current_session() is opened
+
+
+def test_a_session_that_is_opened_again_elsewhere_is_not_here(dense_memory: DenseMemory) -> None:
+    """A layer outside of sessions reads another thread's streams, and writes to them; or none is let go."""
+    opened = session(dense_memory, streams=STREAMS)
+
+    def look() -> None:
+        contextvars.copy_context().run(opened.__exit__, None, None, None)
+        contextvars.Context().run(opened.__enter__)  # another thread's
+        assert current_session() is None
+        opened.__exit__(None, None, None)
+        later = session(dense_memory, streams=STREAMS)
+        gone = weakref.ref(later)
+        later.__enter__()
+        contextvars.Context().run(later.__exit__, None, None, None)
+        del later
+        with session(dense_memory, streams=STREAMS):
+            gc.collect()
+            assert gone() is None
+
+    def run() -> None:
+        opened.__enter__()
+        look()
+
+    contextvars.copy_context().run(run)
 
 
 def test_a_session_without_memory_is_the_control() -> None:

@@ -43,6 +43,7 @@ class ServerProcess(Closing):
         data_dir: Where it keeps tenants and keys, with `OPERATOR_TOKEN` for an operator and an admin API.
         environment: Further settings. With a registry's URL the server has keys too.
         tcp_host: To listen on.
+        stdin: A descriptor: whether it is a terminal makes a difference.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ServerProcess(Closing):
         data_dir: Path | None = None,
         environment: Mapping[str, str] | None = None,
         tcp_host: str = "127.0.0.1",
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="rc-")
         self.socket = socket or Path(self._folder.name, "s.sock")
@@ -70,6 +72,7 @@ class ServerProcess(Closing):
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(SCRIPT), "serve", *options],
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

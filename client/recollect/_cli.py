@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name="recollect",
         help="A memory server for memorizing attention.",
         no_args_is_help=True,
+        # Older ones show the local variables of a traceback, which may be keys.
+        pretty_exceptions_enable=False,
     )
     app.callback()(_no_options)
     entries = sorted(entry_points(group=_GROUP), key=lambda entry: entry.name)

@@ -40,6 +40,7 @@ from recollect_server.exposure import (
 from recollect_server.lifecycle import Core, FirstKeys
 from recollect_server.observability.access_log import LoggingTelemetry
 from recollect_server.observability.fan_out import Telemetries
+from recollect_server.observability.line_limit import LineLimit
 from recollect_server.observability.metrics import PrometheusTelemetry
 from recollect_server.observability.traces import TracingTelemetry
 from recollect_server.registry.authenticators import DEV_TENANT, SingleTenant
@@ -75,12 +76,15 @@ def build_embedded_core(settings: Settings) -> Core:
     return _parts(settings, _kept_nowhere(), EMBEDDED_TENANT, telemetry=NoTelemetry()).core
 
 
-def build_server(settings: Settings, *, on_drain: Callable[[], None]) -> Server:
+def build_server(
+    settings: Settings, *, on_drain: Callable[[], None], limit: LineLimit | None = None
+) -> Server:
     """A server on the settings' addresses.
 
     Args:
         settings: Of the process.
         on_drain: Called when an operator has the server end.
+        limit: For lines about calls, if others of the process count with it.
 
     Raises:
         RefusedToStartError: It would be open to whoever reaches it, or the settings cannot be met.
@@ -91,7 +95,7 @@ def build_server(settings: Settings, *, on_drain: Callable[[], None]) -> Server:
     metrics = PrometheusTelemetry(
         [*METHODS, *ROUTES], version=server_version(), tenant_labels_max=settings.telemetry.tenant_labels_max
     )
-    lines = LoggingTelemetry()
+    lines = LoggingTelemetry(limit)
     endpoint = settings.telemetry.traces_endpoint
     traces = TracingTelemetry(endpoint=endpoint, version=server_version()) if endpoint else None
     told: list[Telemetry] = [metrics, lines] if traces is None else [metrics, lines, traces]

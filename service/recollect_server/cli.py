@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,7 +25,8 @@ def serve(
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where tenants, keys and namespaces are kept.", show_default=False)
+        str | None,  # no Path: "" would be the current directory
+        typer.Option(help="Where tenants, keys and namespaces are kept.", show_default=False, metavar="PATH"),
     ] = None,
     dev: Annotated[
         bool, typer.Option("--dev", help="One tenant, no token; loopback and unix sockets only.")
@@ -53,6 +53,9 @@ def serve(
     # Read by gRPC when it is imported. Since 1.80 threads of its own wait for what arrives and wake up the
     # one that is to have it; as before, that one waits itself: half the switches, 50 us of a small call.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_poller_for_python")
+    # It writes lines of its own, no JSON, as many as strangers cause by handshakes that fail. What goes wrong
+    # with a call reaches the log through Python.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from recollect_server import serving
 
     given: dict[str, object] = {

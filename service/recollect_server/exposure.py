@@ -50,7 +50,7 @@ def operator_token(settings: Settings) -> str:
     """The operator's key of the settings, or "".
 
     Raises:
-        RefusedToStartError: Its file cannot be read.
+        RefusedToStartError: Its file cannot be read, or holds nothing.
     """
     given = settings.admin.operator_key
     if given is not None and given.get_secret_value().strip():
@@ -59,9 +59,14 @@ def operator_token(settings: Settings) -> str:
     if path is None:
         return ""
     try:
-        return path.read_text().strip()
+        token = path.read_text("utf-8").strip()
     except OSError as unreadable:
         raise RefusedToStartError(f"admin.operator_key_file: {unreadable}") from None
+    except UnicodeDecodeError:
+        raise RefusedToStartError(f"admin.operator_key_file: {path} holds no key: it is no text") from None
+    if not token:
+        raise RefusedToStartError(f"admin.operator_key_file: {path} is empty; put a key there, or unset it")
+    return token
 
 
 def prepared_data_dir(settings: Settings) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from recollect_server.admin.http import HttpServer
@@ -128,10 +129,11 @@ class Server:
 
     async def stop(self) -> None:
         """Drains: no new calls, those in flight get their grace, then everything is closed."""
+        ends_s = time.monotonic() + self._grace_s
         await self._rpc.stop(grace_s=self._grace_s)
         await self._core.stop()
         if self._http is not None:  # last, so that probes and metrics see the drain
-            await self._http.stop()
+            await self._http.stop(grace_s=max(0.0, ends_s - time.monotonic()))
         await asyncio.to_thread(self._on_stop)
 
 

@@ -7,9 +7,10 @@ import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from recollect_server.domain.limits import Limits
@@ -22,6 +23,33 @@ SHELLS_VARIABLES = frozenset({"RECOLLECT_ADMIN_URL", "RECOLLECT_OPERATOR_KEY"})
 """Of the commands that speak to a server; not settings of one."""
 
 
+def _named(path: object) -> object:
+    # Path("") is the current directory, which nobody means who sets a variable to nothing.
+    if path == "":
+        raise ValueError("it is empty; name a path, or leave it unset")
+    return path
+
+
+def _collector(endpoint: str) -> str:
+    # Never what was given: it may hold a password. Wherever the @ is, as behind one with an unescaped slash.
+    if "@" in endpoint:
+        raise ValueError(
+            "it must not hold a user or password, which libraries would log; "
+            "give them as headers, in OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    try:
+        parts = urlsplit(endpoint)
+        is_known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_known = False
+    if endpoint and not is_known:
+        raise ValueError("it must be http://host:port, or https://host:port for TLS")
+    return endpoint
+
+
+NamedPath = Annotated[Path, BeforeValidator(_named)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -29,9 +57,9 @@ class _Section(BaseModel):
 class TlsSettings(_Section):
     """Certificates, for gRPC and for the admin API. Files that change are read again without a restart."""
 
-    cert_file: Path | None = Field(default=None, description="PEM, with the chain")
-    key_file: Path | None = Field(default=None, description="PEM")
-    client_ca_file: Path | None = Field(
+    cert_file: NamedPath | None = Field(default=None, description="PEM, with the chain")
+    key_file: NamedPath | None = Field(default=None, description="PEM")
+    client_ca_file: NamedPath | None = Field(
         default=None, description="PEM; clients must then show a certificate that it signed (mutual TLS)"
     )
     reload_s: float = Field(default=5.0, gt=0, le=3600, description="how often the files are looked at")
@@ -44,7 +72,7 @@ class RegistrySettings(_Section):
         default=None,
         description="redis://user:password@host:6379/0 or rediss://...; none: a file in the data directory",
     )
-    ca_file: Path | None = Field(default=None, description="PEM, for rediss:// with a private authority")
+    ca_file: NamedPath | None = Field(default=None, description="PEM, for rediss:// with a private authority")
     timeout_s: float = Field(default=2.0, gt=0, le=60, description="for one command")
     poll_s: float = Field(
         default=0.25, gt=0, le=0.5, description="how often changes of others are looked for"
@@ -64,7 +92,7 @@ class AdminSettings(_Section):
     operator_key: SecretStr | None = Field(
         default=None, description="an operator's API key (rk_...) that is to exist from the start"
     )
-    operator_key_file: Path | None = Field(default=None, description="the same, from a file")
+    operator_key_file: NamedPath | None = Field(default=None, description="the same, from a file")
     metrics_key: SecretStr | None = Field(
         default=None, description="what a scraper may show in place of an operator's key, for /metrics alone"
     )
@@ -78,7 +106,7 @@ class TelemetrySettings(_Section):
     tenant_labels_max: int = Field(
         default=100, ge=0, description="tenants with metrics of their own; the others share the label 'other'"
     )
-    traces_endpoint: str | None = Field(
+    traces_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
         default=None, description="OTLP over gRPC, as http://collector:4317; none: no traces"
     )
 
@@ -92,7 +120,7 @@ class Settings(BaseSettings):
         default=["127.0.0.1:50051"], description="unix:///path or host:port, repeatable"
     )
     dev: bool = Field(default=False, description="one tenant, no token; loopback and unix sockets only")
-    data_dir: Path | None = Field(default=None, description="what must outlast the process")
+    data_dir: NamedPath | None = Field(default=None, description="what must outlast the process")
     allow_plaintext_tokens: bool = Field(
         default=False, description="listen beyond this machine without TLS: keys cross the network readable"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,8 +133,19 @@ def _administers(server: ServerProcess, tls: recollect.TLS, *, shows: bool = Tru
     return _operator(server, tls, shows=shows).run("tenants", "list").returncode == 0
 
 
+def _makes_noise(url: str) -> None:
+    host, _, port = url.rpartition("//")[2].partition(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+            connection.sendall(b"no handshake")
+            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                while connection.recv(4096):
+                    pass
+
+
 def test_mutual_tls_and_new_certificates_without_a_restart(tmp_path: Path) -> None:
-    """A stranger gets in, a renewal needs a restart or cuts somebody off, or old certificates stay good."""
+    """A stranger gets in or writes into the log, a renewal needs a restart, or old certificates stay good."""
     files = Certificates(tmp_path)
     first = files.renew()
     with ServerProcess(data_dir=tmp_path / "data", environment=files.settings) as server:
@@ -151,7 +165,10 @@ def test_mutual_tls_and_new_certificates_without_a_restart(tmp_path: Path) -> No
             assert not _reaches(server, first, token)
             assert not _administers(server, first)
             assert list(connected.list_namespaces()) == [], "who was connected stays so"
+        for url in (server.tcp_url, server.admin_url):
+            _makes_noise(url)
         assert server.is_alive
         server.terminate()
         assert server.wait() == 0
         assert "Traceback" not in server.log
+        assert all(json.loads(line)["message"] for line in server.log.splitlines())

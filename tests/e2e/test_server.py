@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import signal
 import socket
 import stat
 import threading
@@ -16,7 +20,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 import recollect
-from tests.server_process import ServerProcess, run_to_end
+from tests.server_process import OPERATOR_TOKEN, ServerProcess, run_to_end
 
 pytestmark = pytest.mark.e2e
 
@@ -125,6 +129,42 @@ def test_an_idle_server_ends_at_once_with_status_0(server: ServerProcess) -> Non
     """SIGTERM does not end a server that nobody uses."""
     server.terminate()
     assert server.wait() == 0
+
+
+def test_sighup_ends_nothing(server: ServerProcess) -> None:
+    """A tool that renewed certificates takes all memories with it."""
+    with recollect.connect(server.unix_url) as client:
+        ns = make(client)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "SIGHUP changes nothing" in server.log, "the server says that it takes no notice")
+        assert ns.stats().entries == 10
+
+
+def test_a_server_ends_with_its_terminal() -> None:
+    """One that was tried out goes on when its terminal is closed, holds its port, and nobody knows of it."""
+    terminal, inside = pty.openpty()
+    try:
+        with ServerProcess(stdin=inside) as server:
+            server.process.send_signal(signal.SIGHUP)
+            assert server.wait() == 0
+    finally:
+        os.close(inside)
+        os.close(terminal)
+
+
+def test_a_request_that_hangs_does_not_spoil_the_drain(tmp_path: Path) -> None:
+    """One hanging request has a clean end take longer than its grace, and look like a defect."""
+    with ServerProcess(data_dir=tmp_path, environment={"RECOLLECT_DRAIN_GRACE_S": "0"}) as server:
+        port = int(server.admin_url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as hanging:
+            head = f"Host: h\r\nAuthorization: Bearer {OPERATOR_TOKEN}\r\nContent-Length: 9\r\n"
+            hanging.sendall(f"POST /api/v1/tenants HTTP/1.1\r\n{head}Expect: 100-continue\r\n\r\n".encode())
+            assert hanging.recv(12) == b"HTTP/1.1 100"  # now the server waits for the body
+            server.terminate()
+            assert server.wait() == 0
+        lines = [json.loads(line) for line in server.log.splitlines()]
+        assert [line for line in lines if line["level"] in ("warning", "error")] == []
+        assert any("gave up 1 requests under way" in line["message"] for line in lines)
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])

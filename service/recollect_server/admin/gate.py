@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -30,6 +31,10 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 GONE = "499"
 """Of a call whose caller did not wait for the answer."""
 INSTANCE_LENGTH_MAX = 1024
+LIVENESS, READINESS = "/livez", "/readyz"
+PROBES = frozenset({LIVENESS, READINESS})
+"""Paths that take HEAD too, as some probes ask: answered as GET, and whoever writes to the socket leaves the
+body out."""
 
 
 class Gate:
@@ -49,6 +54,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD" and scope["path"] in PROBES:
+            scope = {**scope, "method": "GET"}  # a copy: the socket's side has to know what was asked for
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         call = CurrentCall(asked if REQUEST_ID_PATTERN.fullmatch(asked) else secrets.token_hex(16))
@@ -67,7 +74,8 @@ class Gate:
     async def _answer(self, scope: Scope, exchange: _Exchange, call: CurrentCall) -> None:
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.CancelledError):
+            # Cancelled is what outlasts the grace of a server that stops; its connection is closed by then.
             return
         except Exception:
             call.error_id = secrets.token_hex(8)

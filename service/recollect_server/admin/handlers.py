@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from recollect_server.admin.current import current
-from recollect_server.admin.gate import instance_of
+from recollect_server.admin.gate import PROBES, instance_of
 from recollect_server.admin.problems import FAULTS_MAX, problem, problem_of
 from recollect_server.admin.refusals import RefusedError
 from recollect_server.domain.errors import InternalError, InvalidArgumentError, RecollectError
@@ -86,7 +86,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 def _allowed(request: Request) -> list[str]:
     # Each method is a route of its own, and the framework knows those of the first one only.
-    methods: set[str] = set()
+    methods = {"HEAD"} if request.scope["path"] in PROBES else set[str]()
     for route in cast("FastAPI", request.app).routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             methods |= getattr(route, "methods", None) or set()

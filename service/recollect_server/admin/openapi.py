@@ -11,6 +11,7 @@ from recollect_server.admin.problems import PROBLEM_TYPE
 from recollect_server.admin.repeats import HEADER
 from recollect_server.admin.route import ACCESS_MEMBER
 from recollect_server.admin.schemas import Body
+from recollect_server.domain.registry import ANSWERS_MAX
 
 Json = dict[str, object]
 
@@ -69,7 +70,8 @@ _IDEMPOTENCY_KEY: Json = {
     "name": HEADER,
     "in": "header",
     "required": False,
-    "description": "a repeat with the same key gets the first answer, for a day",
+    "description": "a repeat with the same key gets the first answer, for a day or until the tenant, or the "
+    f"operators, had {ANSWERS_MAX:,} newer ones",
     "schema": {"type": "string", "pattern": r"^[\x21-\x7e]{1,255}$"},
 }
 

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from recollect_server.admin.access import authenticated
 from recollect_server.admin.refusals import RefusedError
 from recollect_server.domain.audit import origin_of
 from recollect_server.domain.errors import InvalidArgumentError, RegistryUnavailableError
+from recollect_server.domain.identity import Caller
 from recollect_server.domain.ports import Clock
 from recollect_server.domain.registry import Answer, Registry
 
@@ -28,6 +29,8 @@ REMEMBERED_S = 86_400
 HELD_S = 600
 """How long answers with a secret are kept, in this process alone."""
 HELD_MAX = 1024
+HEADERS_KEPT = ("ETag", "Location")
+"""Of the first answer, those that a repeat gets too."""
 KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -39,6 +42,7 @@ class _Held:
     fingerprint: str
     status: int
     body: bytes = field(repr=False)
+    headers: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -50,9 +54,9 @@ class _Turn:
 class Repeats:
     """Remembers answers by principal and idempotency key.
 
-    In the registry, so that a repeat may reach another server, but without what is shown once. Only answers
-    that are no errors are kept: a request that was refused may be sent again. If this server dies between a
-    change and its answer, a repeat is a new request.
+    In the registry, so that a repeat may reach another server, but without what is shown once; of each tenant
+    the newest. Only answers that are no errors are kept: a request that was refused may be sent again. If
+    this server dies between a change and its answer, a repeat is a new request.
 
     Args:
         registry: Where answers are remembered.
@@ -88,10 +92,12 @@ class Repeats:
             known = self._recalled(name) or await self._remembered(name, fingerprint, shown_once=shown_once)
             if known is not None:
                 _require_same(known.fingerprint, fingerprint)
-                replayed = {"Idempotent-Replayed": "true"}
+                replayed = {**known.headers, "Idempotent-Replayed": "true"}
                 return Response(known.body, known.status, replayed, media_type="application/json")
             response = await handle(request)
-            await self._keep(name, fingerprint, response, shown_once=shown_once)
+            tenant = principal.tenant if isinstance(principal, Caller) else None
+            held = _held(response, fingerprint, until_s=self._clock() + HELD_S)
+            await self._keep(name, held, tenant=tenant, shown_once=shown_once)
             return response
 
     def _recalled(self, name: str) -> _Held | None:
@@ -113,21 +119,21 @@ class Repeats:
                 f"{json.loads(answer.body)['key']['key_id']}",
                 argument=HEADER,
             )
-        return _Held(0.0, answer.fingerprint, answer.status, answer.body.encode())
+        return _Held(0.0, answer.fingerprint, answer.status, answer.body.encode(), answer.headers)
 
-    async def _keep(self, name: str, fingerprint: str, response: Response, *, shown_once: str) -> None:
-        body = bytes(response.body)
+    async def _keep(self, name: str, held: _Held, *, tenant: str | None, shown_once: str) -> None:
+        body = held.body
         if shown_once:
-            self._held[name] = _Held(self._clock() + HELD_S, fingerprint, response.status_code, body)
+            self._held[name] = held
             parts = json.loads(body)
             del parts[shown_once]
             body = json.dumps(parts).encode()
-        answer = Answer(fingerprint, response.status_code, body.decode())
+        answer = Answer(held.fingerprint, held.status, body.decode(), held.headers)
         try:
-            await self._registry.remember(name, answer, for_s=REMEMBERED_S)
-        except RegistryUnavailableError:
+            await self._registry.remember(name, answer, tenant=tenant, for_s=REMEMBERED_S)
+        except RegistryUnavailableError as error:
             # What was asked for is done; to answer that it is not would be worse than to forget it.
-            log.warning("an answer could not be remembered: the registry is away")
+            log.warning("an answer could not be remembered: %s", error)
 
     @asynccontextmanager
     async def _turn(self, name: str) -> AsyncIterator[None]:
@@ -140,6 +146,11 @@ class Repeats:
             turn.callers -= 1
             if not turn.callers:
                 del self._turns[name]
+
+
+def _held(response: Response, fingerprint: str, *, until_s: float) -> _Held:
+    kept = {name: response.headers[name] for name in HEADERS_KEPT if name in response.headers}
+    return _Held(until_s, fingerprint, response.status_code, bytes(response.body), kept)
 
 
 def _require_same(first: str, now: str) -> None:

@@ -63,7 +63,8 @@ class QuotasBody(Body):
     )
     changes_per_minute: Positive = Field(
         default=Quotas().changes_per_minute,
-        description="namespaces and keys made by the tenant's own keys; a minute's worth may come at once",
+        description="namespaces and keys made, and evictions here, by the tenant's own keys; a minute's "
+        "worth may come at once",
     )
     calls_in_flight_max: Positive = Quotas().calls_in_flight_max
     bytes_in_flight_max: Positive = Quotas().bytes_in_flight_max

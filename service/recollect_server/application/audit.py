@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from recollect_server.application.directory import Directory
 from recollect_server.application.tenants import no_tenant
-from recollect_server.domain.audit import OPERATOR, AuditEntry
+from recollect_server.domain.audit import OPERATOR, TENANT_CREATED, AuditEntry
 
 
 class AuditLog:
@@ -32,13 +32,22 @@ class AuditLog:
     async def page_of_tenant(self, tenant: str, *, before: int, limit: int) -> list[AuditEntry]:
         """The same for a tenant that exists, as it may see it: of operators no more than that it was one.
 
+        What is older than the tenant is not its own: there was another one of its name.
+
         Raises:
             TenantNotFoundError: There is no such tenant.
             RegistryUnavailableError: The registry cannot be reached.
         """
-        if await self._directory.registry.tenant(tenant) is None:
+        found = await self._directory.registry.tenant(tenant)
+        if found is None:
             raise no_tenant(tenant)
-        return [_for_tenant(entry) for entry in await self.page(tenant=tenant, before=before, limit=limit)]
+        own: list[AuditEntry] = []
+        for entry in await self.page(tenant=tenant, before=before, limit=limit):
+            if entry.audit.at_ms >= found.created_at_ms:
+                own.append(_for_tenant(entry))
+            if entry.audit.action == TENANT_CREATED:
+                break  # the times of what stands before it may be the same, or of a clock that is ahead
+        return own
 
 
 def _for_tenant(entry: AuditEntry) -> AuditEntry:

@@ -18,7 +18,8 @@ class Changes:
 
     Without a bound, a loop that makes and deletes a namespace would fill the audit log, which is for ever,
     and have every server read its records again at each turn. What makes something is counted; what ends it
-    must never be refused, and there cannot be more of it.
+    must never be refused, and there cannot be more of it. Evictions through the admin API are counted too:
+    they can be asked for without an end, and each is a line of the log.
 
     Args:
         monotonic: Seconds of a clock that never goes back.
@@ -42,7 +43,7 @@ class Changes:
         if allowance < 1:
             raise QuotaExceededError(
                 "changes_per_minute",
-                f"more than {quotas.changes_per_minute} namespaces and keys made a minute",
+                f"more than {quotas.changes_per_minute} namespaces made, keys made and evictions a minute",
                 retry_after_s=(1 - allowance) * 60 / most,
             )
         self._allowances[tenant] = (allowance - 1, now_s)

@@ -45,7 +45,7 @@ class Keys:
 
     Args:
         directory: The registry, and what this server remembers of it.
-        changes: Bounds how often a tenant makes its own keys.
+        changes: Bounds how often a tenant makes its own keys, and what else is told to `count_change`.
         clock: Seconds since the epoch.
     """
 
@@ -82,7 +82,7 @@ class Keys:
         if tenant is None and scopes:
             raise InvalidArgumentError("scopes", "is for keys of tenants; an operator's has none")
         _check(label=label, lifetime_s=lifetime_s)
-        await self._count(tenant, origin)
+        await self.count_change(tenant, origin=origin)
         for _ in range(ATTEMPTS):
             issued = self._new(tenant, frozenset(scopes), label=label, lifetime_s=lifetime_s)
             audit = self._audit(origin, "key.issue", issued.key, details=_described(issued.key))
@@ -108,7 +108,8 @@ class Keys:
     async def rotate(self, tenant: str | None, key_id: str, *, overlap_s: int, origin: Origin) -> IssuedKey:
         """Makes a key like an old one, which goes on for `overlap_s` and is refused then.
 
-        The new one has the old one's scopes and label and, if the old one was to expire, lives as long.
+        The new one has the old one's scopes and label and, if the old one was made to expire, lives as long;
+        the end that an earlier rotation gave the old one does not count.
 
         Raises:
             InvalidArgumentError: The overlap is negative or too long.
@@ -118,7 +119,7 @@ class Keys:
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise InvalidArgumentError("overlap_s", f"is {overlap_s}; it must be from 0 to {OVERLAP_S_MAX:,}")
-        await self._count(tenant, origin)
+        await self.count_change(tenant, origin=origin)
         for _ in range(ATTEMPTS):
             old = await self._get(tenant, key_id)
             ending, issued = self._replaced(old, overlap_s=overlap_s)
@@ -149,7 +150,13 @@ class Keys:
             return revoked
         raise being_changed(key_id)
 
-    async def _count(self, tenant: str | None, origin: Origin) -> None:
+    async def count_change(self, tenant: str | None, *, origin: Origin) -> None:
+        """Counts a change in the tenant's `changes_per_minute`; those of operators are free.
+
+        Raises:
+            TenantNotFoundError: There is no such tenant.
+            QuotaExceededError: It has made too many.
+        """
         if tenant is None:
             return
         found = await self._directory.tenant(tenant)
@@ -170,13 +177,9 @@ class Keys:
             raise KeyNotFoundError(
                 f"key {old.key_id!r} has expired or is revoked; issue a new one", argument="key_id"
             )
-        ends_ms = now_ms + overlap_s * 1000
-        lifetime_s = None
-        if old.expires_at_ms is not None:
-            ends_ms = min(ends_ms, old.expires_at_ms)
-            lifetime_s = max(1, (old.expires_at_ms - old.created_at_ms) // 1000)
+        lifetime_s = None if old.lifetime_ms is None else max(1, old.lifetime_ms // 1000)
         issued = self._new(old.tenant, old.scopes, label=old.label, lifetime_s=lifetime_s)
-        return replace(old, expires_at_ms=ends_ms, last_used_at_ms=None), issued
+        return old.ending(now_ms + overlap_s * 1000), issued
 
     def _new(
         self, tenant: str | None, scopes: frozenset[Scope], *, label: str, lifetime_s: int | None

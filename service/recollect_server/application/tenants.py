@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from recollect_server.application.directory import Directory
-from recollect_server.domain.audit import Audit, Origin
+from recollect_server.domain.audit import TENANT_CREATED, Audit, Origin
 from recollect_server.domain.errors import RevisionConflictError, TenantExistsError, TenantNotFoundError
 from recollect_server.domain.ports import Clock
 from recollect_server.domain.registry import Creation
@@ -46,7 +46,7 @@ class Tenants:
         validate_tenant_name(name)
         quotas.validate()
         tenant = Tenant(name, created_at_ms=self._now_ms(), quotas=quotas)
-        audit = self._audit(origin, "tenant.create", name, details=_difference(Quotas(), quotas))
+        audit = self._audit(origin, TENANT_CREATED, name, details=_difference(Quotas(), quotas))
         if await self._directory.registry.create_tenant(tenant, audit=audit) is Creation.EXISTS:
             raise TenantExistsError(f"there is a tenant {name!r} already", argument="name")
         await self._directory.refresh()

@@ -9,6 +9,9 @@ from recollect_server.domain.identity import Operator, Principal
 OPERATOR, TENANT = "operator", "tenant"
 """How the names of actors begin."""
 
+TENANT_CREATED = "tenant.create"
+"""The action with which the log of a tenant begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recollect_server.domain.identity import Scope
 
@@ -32,6 +32,8 @@ class Key:
         expires_at_ms: From when on it is refused, or None.
         revoked_at_ms: Since when it is refused, or None.
         last_used_at_ms: Some seconds exact, or None. Not set in a key that is written to a registry.
+        is_rotated: Whether another one took its place, so that `expires_at_ms` is the end of an overlap.
+        meant_until_ms: What `expires_at_ms` was before the first rotation; None if it is not rotated.
     """
 
     key_id: str
@@ -43,6 +45,24 @@ class Key:
     expires_at_ms: int | None = None
     revoked_at_ms: int | None = None
     last_used_at_ms: int | None = None
+    is_rotated: bool = False
+    meant_until_ms: int | None = None
+
+    @property
+    def lifetime_ms(self) -> int | None:
+        """How long it was to live when it was made, whatever a rotation made of that; None: for ever."""
+        until_ms = self.meant_until_ms if self.is_rotated else self.expires_at_ms
+        return None if until_ms is None else until_ms - self.created_at_ms
+
+    def ending(self, at_ms: int) -> Key:
+        """The key as it is when another one takes its place, and its overlap ends then or before."""
+        return replace(
+            self,
+            expires_at_ms=at_ms if self.expires_at_ms is None else min(at_ms, self.expires_at_ms),
+            last_used_at_ms=None,
+            is_rotated=True,
+            meant_until_ms=self.meant_until_ms if self.is_rotated else self.expires_at_ms,
+        )
 
     def is_valid(self, now_ms: int) -> bool:
         """Whether it is neither expired nor revoked."""

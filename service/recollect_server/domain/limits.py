@@ -7,6 +7,9 @@ from dataclasses import dataclass
 FAISS_TOP_K_MAX = 2048
 """GPU FAISS aborts the process beyond this k, so no setting may exceed it."""
 
+MESSAGE_BYTES_MOST = 2**31 - 2**20
+"""gRPC counts the bytes of a message in 31 bits: those of its tensors, and of what is around them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -53,3 +56,8 @@ class Limits:
                 raise ValueError(f"limits.{name} is {getattr(self, name)}; it must be at least 1")
         if self.top_k_max > FAISS_TOP_K_MAX:
             raise ValueError(f"limits.top_k_max is {self.top_k_max}; FAISS allows {FAISS_TOP_K_MAX} at most")
+        if self.message_bytes_max > MESSAGE_BYTES_MOST:
+            raise ValueError(
+                f"limits.message_bytes_max is {self.message_bytes_max}; "
+                f"gRPC allows {MESSAGE_BYTES_MOST} at most"
+            )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from recollect_server.domain.audit import Audit, AuditEntry
 from recollect_server.domain.credentials import Key
 from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.domain.tenants import Tenant
+
+ANSWERS_MAX = 1000
+"""Answers to repeats that are kept for each tenant, and for the operators together; the oldest go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,13 @@ class Answer:
         fingerprint: Of the request, so that a key used for another one is noticed.
         status: HTTP status.
         body: Of the response, without secrets.
+        headers: Of the response, those that a repeat is to get too.
     """
 
     fingerprint: str
     status: int
     body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Creation(enum.Enum):
@@ -64,7 +69,9 @@ class Registry(Protocol):
     ("" or 0 for the first page).
 
     Every method raises `RegistryUnavailableError` if the registry cannot be reached; a change may then have
-    happened or not.
+    happened or not. A registry that is full raises it for what takes room, and then nothing happened; but
+    `replace_tenant`, `delete_tenant` and `replace_key` go on where it can be had so: who fills it must not
+    keep others from stopping him.
     """
 
     async def open(self) -> None:
@@ -165,6 +172,6 @@ class Registry(Protocol):
         """What the key was answered with before, if that is remembered still."""
         ...
 
-    async def remember(self, idempotency_key: str, answer: Answer, *, for_s: int) -> None:
-        """Keeps an answer for so long."""
+    async def remember(self, idempotency_key: str, answer: Answer, *, tenant: str | None, for_s: int) -> None:
+        """Keeps an answer to a tenant (None: an operator) for so long, or until `ANSWERS_MAX` newer ones."""
         ...

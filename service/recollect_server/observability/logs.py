@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
+from recollect_server.observability.line_limit import LineLimit
 from recollect_server.observability.redaction import redacted, without_data
 
 FIELDS = (
@@ -27,12 +28,16 @@ FIELDS = (
 )
 """What a record may carry beside its message, by `extra=`. Anything else in it is left out."""
 
+STRANGERS_LOGGERS = frozenset({"uvicorn.error", "asyncio"})
+"""They write a line for whatever comes that is no HTTP, or for each connection too many."""
+
 
 def configure_logging(
     level: Literal["debug", "info", "warning", "error"],
     log_format: Literal["json", "text"],
     *,
     stream: TextIO | None = None,
+    limit: LineLimit | None = None,
 ) -> None:
     """Sends every log record of the process one way, libraries' records included.
 
@@ -42,9 +47,11 @@ def configure_logging(
         level: What is below is left out.
         log_format: "json" for machines, "text" for people.
         stream: Where to; None: standard error.
+        limit: For lines of libraries that strangers cause; None: one of its own.
     """
     handler = logging.StreamHandler(stream)
     handler.addFilter(_is_of_the_server)
+    handler.addFilter(_Bounded(limit or LineLimit()))
     handler.setFormatter(JsonLines() if log_format == "json" else Text())
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -67,6 +74,24 @@ def configure_logging(
 def _is_of_the_server(record: logging.LogRecord) -> bool:
     """False for what gRPC says, with a traceback, of headers that are no text: anybody could fill the log."""
     return record.name != "grpc._cython.cygrpc" or not str(record.msg).startswith("Invalid encoding on")
+
+
+class _Bounded(logging.Filter):
+    """Lets pass what is not of `STRANGERS_LOGGERS`, and so many lines a second of each level of theirs.
+
+    By level, not by text: some of it is a stranger's choice, and a defect must not drown in a flood.
+    """
+
+    def __init__(self, limit: LineLimit) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter.filter`."""
+        if record.name not in STRANGERS_LOGGERS:
+            return True
+        kind = f"{record.name} {record.levelname.lower()}"
+        return self._limit.may_write(kind, level=record.levelno)
 
 
 class _Redacting(logging.Formatter):

@@ -20,6 +20,8 @@ _API_KEY = re.compile(r"rk_([0-9A-Za-z]{1,64})_[0-9A-Za-z+/=_.~-]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)(?!rk_[0-9A-Za-z]{1,64}_\*\*\*)[^\s\"',;]+")
 # The last @ before white space ends a password, so that one with an unescaped @ or / goes whole.
 _URL_PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,31}://[^\s/:@]{0,255}):\S{1,1023}@")
+# The same without a scheme, as libraries name whom they speak to: it begins where a word does.
+_USER_PASSWORD = re.compile(r"(?<![^\s\"'(<\[{=,/])([^\s\"'/:@]{0,255}):(?!//)[^\s\"']{1,1023}@(?=[\w\[])")
 # A secret, or the digest of one, without the rest of its key. Ids are shorter.
 _HEX_SECRET = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64,}(?![0-9A-Fa-f])")
 
@@ -35,6 +37,7 @@ def redacted(text: str) -> str:
     text = _API_KEY.sub(r"rk_\1_***", text)
     text = _BEARER.sub(r"\1\2***", text)
     text = _URL_PASSWORD.sub(r"\1:***@", text)
+    text = _USER_PASSWORD.sub(r"\1:***@", text)
     text = _HEX_SECRET.sub("***", text)
     text = _NUMBERS.sub("<numbers>", text)
     return text if len(text) <= TEXT_LENGTH_MAX else _shortened(text, TEXT_LENGTH_MAX)

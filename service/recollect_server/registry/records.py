@@ -53,18 +53,19 @@ def decode_tenant(text: str) -> Tenant:
 
 def encode_key(key: Key) -> str:
     """A key as JSON, without its last use: that is kept apart, since it changes with every call."""
-    return _written(
-        {
-            "key_id": key.key_id,
-            "tenant": key.tenant,
-            "digest": key.digest.hex(),
-            "scopes": sorted(key.scopes),
-            "label": key.label,
-            "created_at_ms": key.created_at_ms,
-            "expires_at_ms": key.expires_at_ms,
-            "revoked_at_ms": key.revoked_at_ms,
-        }
-    )
+    fields: dict[str, object] = {
+        "key_id": key.key_id,
+        "tenant": key.tenant,
+        "digest": key.digest.hex(),
+        "scopes": sorted(key.scopes),
+        "label": key.label,
+        "created_at_ms": key.created_at_ms,
+        "expires_at_ms": key.expires_at_ms,
+        "revoked_at_ms": key.revoked_at_ms,
+    }
+    if key.is_rotated:  # only then: versions that do not know these two read all other keys
+        fields |= {"is_rotated": True, "meant_until_ms": key.meant_until_ms}
+    return _written(fields)
 
 
 def decode_key(text: str, last_used_at_ms: int | None) -> Key:
@@ -86,6 +87,8 @@ def decode_key(text: str, last_used_at_ms: int | None) -> Key:
         expires_at_ms=fields.number_or_none("expires_at_ms"),
         revoked_at_ms=fields.number_or_none("revoked_at_ms"),
         last_used_at_ms=last_used_at_ms,
+        is_rotated=fields.flag("is_rotated", False),
+        meant_until_ms=fields.number_or_none("meant_until_ms"),
     )
     fields.end()
     return key
@@ -177,14 +180,24 @@ def decode_audit(text: str) -> Audit:
 
 def encode_answer(answer: Answer) -> str:
     """An answer as JSON."""
-    return _written({"fingerprint": answer.fingerprint, "status": answer.status, "body": answer.body})
+    fields: dict[str, object] = {
+        "fingerprint": answer.fingerprint,
+        "status": answer.status,
+        "body": answer.body,
+    }
+    if answer.headers:  # only then: versions that do not know them read all other answers
+        fields["headers"] = dict(answer.headers)
+    return _written(fields)
 
 
 def decode_answer(text: str) -> Answer:
     """An answer from JSON. Raises RegistryUnavailableError if this version cannot read it."""
     fields = _Fields("answer", _read("answer", text))
     answer = Answer(
-        fingerprint=fields.text("fingerprint"), status=fields.number("status"), body=fields.text("body")
+        fingerprint=fields.text("fingerprint"),
+        status=fields.number("status"),
+        body=fields.text("body"),
+        headers=fields.texts_by_name("headers"),
     )
     fields.end()
     return answer
@@ -258,6 +271,13 @@ class _Fields:
         if not isinstance(value, list):
             raise self._wrong(name, "a list")
         return [_Fields(self._kind, {name: each}).text(name) for each in value]
+
+    def texts_by_name(self, name: str) -> dict[str, str]:
+        """An object of strings; none if it is missing."""
+        value = self.take(name, {})
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return {each: _Fields(self._kind, value).text(each) for each in value}
 
     def numbers(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recollect_server.domain.audit import Audit, AuditEntry
 from recollect_server.domain.credentials import Key
-from recollect_server.domain.registry import Answer, Creation, NamespaceRecord
+from recollect_server.domain.registry import ANSWERS_MAX, Answer, Creation, NamespaceRecord
 from recollect_server.domain.tenants import Tenant
 from recollect_server.registry import records
 from recollect_server.registry import redis_scripts as scripts
@@ -161,10 +161,11 @@ class RedisRegistry:
         found = await self._redis.run(scripts.ANSWER, idempotency_key)
         return None if found is None else records.decode_answer(_text(found))
 
-    async def remember(self, idempotency_key: str, answer: Answer, *, for_s: int) -> None:
+    async def remember(self, idempotency_key: str, answer: Answer, *, tenant: str | None, for_s: int) -> None:
         """See `Registry.remember`."""
+        arguments = (_whose(tenant), idempotency_key, records.encode_answer(answer), for_s, ANSWERS_MAX)
         # Written twice it is the same.
-        await self._redis.run(scripts.REMEMBER, idempotency_key, records.encode_answer(answer), for_s)
+        await self._redis.run(scripts.REMEMBER, *arguments)
 
     async def _change(self, script: str, audit: Audit, *arguments: str | int) -> object:
         return await self._redis.run_once(script, audit.tenant, records.encode_audit(audit), *arguments)

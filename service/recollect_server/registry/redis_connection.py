@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import re
 import ssl
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,13 +20,14 @@ from redis.exceptions import (
     BusyLoadingError,
     NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     RedisError,
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from recollect_server.domain.errors import RegistryUnavailableError
-from recollect_server.registry.redis_scripts import EMPTIED
+from recollect_server.registry.redis_scripts import ALSO_IF_FULL, EMPTIED
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ ATTEMPTS = 2
 """A connection may have been cut while nobody used it."""
 OPEN_PAUSES_S = (0.1, 0.3)
 """Between the attempts to open it: a Redis that starts together with the server is up a moment later."""
+FULL_TOLD_EVERY_S = 60.0
+"""How often the log says that Redis is full, however many changes it refuses meanwhile."""
 
 
 class RedisConnection:
@@ -58,6 +63,7 @@ class RedisConnection:
         self._timeout_s = timeout_s
         self._client: Redis | None = None
         self._answers = True
+        self._full_told_s = -math.inf
 
     async def open(self, script: str, *arguments: str | int) -> object:
         """Connects and runs the first script, which may be sent again.
@@ -154,7 +160,7 @@ class RedisConnection:
             try:
                 reply = await client.evalsha(digest, 0, *arguments)
             except NoScriptError:  # a Redis that was started anew; it ran nothing
-                reply = await client.eval(script, 0, *arguments)
+                reply = await _sent_whole(client, script, arguments)
         if not self._answers:
             log.info("Redis at %s answers again", self.address)
         self._answers = True
@@ -198,6 +204,9 @@ class RedisConnection:
             cause = cause.__cause__ or cause.__context__
 
     def _unavailable(self, error: BaseException) -> RegistryUnavailableError:
+        # Redis before 7.0 has other words in front where it was a script that found no room.
+        if isinstance(error, OutOfMemoryError) or "-OOM " in str(error):
+            return self._full()
         # Redis' own words go to the log, not to whoever calls; and once, however many calls there are.
         level = logging.WARNING if self._answers else logging.DEBUG
         log.log(level, "Redis at %s: %s: %s", self.address, type(error).__name__, error)
@@ -207,6 +216,34 @@ class RedisConnection:
                 "the registry has lost its data; restore it, or restart a server to begin with an empty one"
             )
         return RegistryUnavailableError("the registry cannot be reached now")
+
+    def _full(self) -> RegistryUnavailableError:
+        # It answers, and goes on to: this is no outage, and no end of one.
+        now_s = time.monotonic()
+        if now_s - self._full_told_s >= FULL_TOLD_EVERY_S:
+            self._full_told_s = now_s
+            log.error(
+                "Redis at %s is full and refuses changes of the registry: raise its maxmemory, or delete "
+                "what else it holds",
+                self.address,
+            )
+        return RegistryUnavailableError(
+            "the registry is full: whoever runs it has to raise maxmemory of its Redis, or delete what else "
+            "that holds"
+        )
+
+
+async def _sent_whole(client: Redis, script: str, arguments: tuple[str | int, ...]) -> object:
+    """Runs a script that Redis does not know yet."""
+    reply: object
+    try:
+        reply = await client.eval(script, 0, *arguments)
+    except ResponseError as error:
+        # Redis before 7.0 takes the line for Lua, and finds none. It ran nothing.
+        if not (script.startswith(ALSO_IF_FULL) and "Error compiling script" in str(error)):
+            raise
+        reply = await client.eval(script.removeprefix(ALSO_IF_FULL), 0, *arguments)
+    return reply
 
 
 def _address(url: str, ca_file: Path | None) -> str:

@@ -14,19 +14,27 @@ Keys, all beginning with `recollect:`
     audit                    stream: the whole log
     audit-of:<tenant>        stream: the entries of one tenant, of the same numbers
     answer:<idempotency key> record, with an expiry
+    answers-of:operators        sorted set of idempotency keys by when they are forgotten, Unix time in us
+    answers-of:tenant:<tenant>  the same
 
 Names that callers choose come last, so that none of them can spell another key. The keys follow from the
 arguments, so this needs one Redis (with or without replicas), not a Redis Cluster.
 
 Scripts check first and write afterwards, and their first write is one that a full Redis refuses: there is
-no way to fail half-way. The first two arguments of a script that changes something are the audit's tenant
-and record.
+no way to fail half-way. Those that stop a key or a tenant are refused by no full Redis (`ALSO_IF_FULL`). The
+first two arguments of a script that changes something are the audit's tenant and record.
 """
 
 from __future__ import annotations
 
 EMPTIED = "EMPTIED"
 """Begins the error of a Redis that lost the registry: it was flushed, or came back without its data."""
+
+ALSO_IF_FULL = "#!lua flags=allow-oom\n"
+"""Begins a script that Redis runs whatever memory it has left. Redis knows this since 7.0; an older one takes
+the script without this line, as `RedisConnection` sends it then, and refuses it when it is full.
+
+A tenant cannot make more of such changes than it had keys before."""
 
 _COMMON = """
 local P = 'recollect:'
@@ -103,7 +111,8 @@ return records_of(page(P .. 'tenants', ARGV[1], ARGV[2]), P .. 'tenant-records')
 )
 
 REPLACE_TENANT = (
-    _COMMON
+    ALSO_IF_FULL
+    + _COMMON
     + """
 local name, record, before = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local stored = redis.call('HGET', P .. 'tenant-records', name)
@@ -115,7 +124,8 @@ return 1
 )
 
 DELETE_TENANT = (
-    _COMMON
+    ALSO_IF_FULL
+    + _COMMON
     + """
 local name = ARGV[3]
 if not has_tenant(name) then return 0 end
@@ -178,7 +188,8 @@ end
 """
 
 REPLACE_KEY = (
-    _COMMON
+    ALSO_IF_FULL
+    + _COMMON
     + _KEY_CHANGES
     + """
 local whose, key_id, record = ARGV[3], ARGV[4], ARGV[5]
@@ -298,7 +309,20 @@ return redis.call('GET', P .. 'answer:' .. ARGV[1])
 REMEMBER = (
     _COMMON
     + """
-redis.call('SET', P .. 'answer:' .. ARGV[1], ARGV[2], 'EX', ARGV[3])
+local whose, key, record, for_s, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local kept, now = P .. 'answers-of:' .. whose, redis.call('TIME')
+local now_us = now[1] * 1000000 + now[2]
+redis.call('SET', P .. 'answer:' .. key, record, 'EX', for_s)
+redis.call('ZADD', kept, now_us + for_s * 1000000, key)
+redis.call('ZREMRANGEBYSCORE', kept, '-inf', now_us)
+local beyond = redis.call('ZCARD', kept) - most
+if beyond > 0 then
+  for _, oldest in ipairs(redis.call('ZRANGE', kept, 0, beyond - 1)) do
+    redis.call('DEL', P .. 'answer:' .. oldest)
+  end
+  redis.call('ZREMRANGEBYRANK', kept, 0, beyond - 1)
+end
+if redis.call('TTL', kept) < for_s then redis.call('EXPIRE', kept, for_s) end
 return 1
 """
 )

@@ -9,13 +9,10 @@ from pathlib import Path
 from recollect_server.domain.audit import Audit, AuditEntry
 from recollect_server.domain.credentials import Key
 from recollect_server.domain.ports import Clock
-from recollect_server.domain.registry import Answer, Creation, NamespaceRecord
+from recollect_server.domain.registry import ANSWERS_MAX, Answer, Creation, NamespaceRecord
 from recollect_server.domain.tenants import Tenant
 from recollect_server.registry import records
 from recollect_server.registry.sqlite_file import SqliteFile
-
-ANSWERS_MAX = 10_000
-"""Beyond it the answers that would be forgotten first are forgotten now."""
 
 KEYS = "SELECT record, last_used_at_ms FROM keys LEFT JOIN key_uses USING (key_id)"
 
@@ -213,16 +210,18 @@ class SqliteRegistry:
         found = await self._texts(query, (idempotency_key, self._now_ms()))
         return records.decode_answer(found[0]) if found else None
 
-    async def remember(self, idempotency_key: str, answer: Answer, *, for_s: int) -> None:
+    async def remember(self, idempotency_key: str, answer: Answer, *, tenant: str | None, for_s: int) -> None:
         """See `Registry.remember`."""
         now_ms = self._now_ms()
-        values = (idempotency_key, now_ms + 1000 * for_s, records.encode_answer(answer))
+        values = (idempotency_key, tenant, now_ms + 1000 * for_s, records.encode_answer(answer))
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", values)
+            columns = "idempotency_key, tenant, until_ms, record"
+            db.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?)", values)
             db.execute("DELETE FROM answers WHERE until_ms <= ?", (now_ms,))
-            beyond = "SELECT rowid FROM answers ORDER BY until_ms DESC LIMIT -1 OFFSET ?"
-            db.execute(f"DELETE FROM answers WHERE rowid IN ({beyond})", (ANSWERS_MAX,))
+            order = "ORDER BY until_ms DESC, rowid DESC LIMIT -1 OFFSET ?"
+            beyond = f"SELECT rowid FROM answers WHERE tenant IS ? {order}"
+            db.execute(f"DELETE FROM answers WHERE rowid IN ({beyond})", (tenant, ANSWERS_MAX))
 
         await self._file.write(work)
 

@@ -66,6 +66,11 @@ TABLES = (
     )""",
     "CREATE INDEX answers_by_end ON answers (until_ms)",
 )
+WHOSE_ANSWERS = (
+    # Apart, for files from before answers were bounded for each tenant. Those in it go within a day.
+    "ALTER TABLE answers ADD COLUMN tenant TEXT",
+    "CREATE INDEX answers_by_tenant ON answers (tenant, until_ms)",
+)
 
 
 class SqliteFile:
@@ -215,7 +220,7 @@ def _connected(path: Path | None) -> sqlite3.Connection:
 def _make_or_check(connection: sqlite3.Connection, path: Path | None) -> None:
     tables = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if not tables:
-        for statement in TABLES:
+        for statement in (*TABLES, *WHOSE_ANSWERS):
             connection.execute(statement)
         connection.execute("INSERT INTO registry VALUES (1, ?, ?, 0)", (SCHEMA, secrets.token_hex(8)))
         return
@@ -230,3 +235,7 @@ def _make_or_check(connection: sqlite3.Connection, path: Path | None) -> None:
         )
     if schema < SCHEMA:
         raise ValueError(f"the registry {path} has schema {schema}, which no version of the server wrote")
+    columns = {str(column[1]) for column in connection.execute("PRAGMA table_info(answers)")}
+    if "tenant" not in columns:
+        for statement in WHOSE_ANSWERS:
+            connection.execute(statement)

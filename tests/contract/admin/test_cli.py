@@ -180,6 +180,21 @@ async def test_what_is_wrong_is_one_line(
     assert message in result.stderr
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["keys", "issue", "--operator", "--lifetime-days"],
+        ["namespaces", "evict", "acme", "run-7", "--older-than-s"],
+    ],
+)
+async def test_what_is_no_amount_is_one_line(shell: Shell, words: list[str], value: str) -> None:
+    """A number that cannot be sent ends in a traceback, and a script cannot tell misuse from a defect."""
+    result = await shell.run(*words, value)
+    assert result.exit_code == 2, result.output
+    assert result.stderr == f"recollect: {words[-1]} is {value}; give a finite number from 0 on\n"
+
+
 async def test_a_key_is_no_argument(shell: Shell, tmp_path: Path) -> None:
     """A key among the arguments is read by every user of the machine; a file's is not."""
     token = shell.world.tokens["operator"]

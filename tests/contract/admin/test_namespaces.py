@@ -57,6 +57,20 @@ async def test_every_selector_arrives(api: Api, body: object, selector: Selector
     assert api.world.namespaces.evictions == [("acme", "run-7", ("doc-1",), (8,), selector)]
 
 
+async def test_a_tenants_evictions_are_counted_as_changes(api: Api) -> None:
+    """A tenant's key that evicts in a loop fills the audit log, which all share and which is for ever."""
+    await api.world.add_namespace("acme", "run-7")
+    await api.call("PUT", "/api/v1/tenants/acme/quotas", {"changes_per_minute": 2})
+    evict = ("POST", f"{NAMESPACES}/run-7:evict", {"selector": {"kind": "all"}})
+    answers = [await api.call(*evict, holder="admin") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+    assert answers[-1].json()["reason"] == "QUOTA_CHANGES_PER_MINUTE"
+    assert "retry-after" in answers[-1].headers
+    assert len(api.world.namespaces.evictions) == 2
+    assert (await api.call(*evict, holder="operator")).status_code == 200
+    assert (await api.call("DELETE", f"{NAMESPACES}/run-7", holder="admin")).status_code == 204
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -20,6 +20,8 @@ async def test_a_repeat_gets_the_first_answer(api: Api) -> None:
     again = await api.call("POST", TENANTS, {"name": "x"}, headers=ONCE)
     assert (again.status_code, again.content) == (201, first.content)
     assert again.headers["idempotent-replayed"] == "true"
+    for name in ("etag", "location"):
+        assert again.headers[name] == first.headers[name]
 
 
 async def test_a_key_is_issued_once(api: Api) -> None:

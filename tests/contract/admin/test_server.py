@@ -23,6 +23,28 @@ async def test_probes_need_no_key(api: Api) -> None:
     assert (await api.call("GET", "/livez", holder="")).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_probes_may_ask_without_the_body(api: Api, path: str) -> None:
+    """`wget --spider` takes a healthy server for a dead one, or the connection breaks behind the answer."""
+    for _ in range(2):
+        asked = await api.call("HEAD", path, holder="")
+        assert (asked.status_code, asked.content) == (200, b"")
+        assert (
+            asked.headers["content-length"]
+            == (await api.call("GET", path, holder="")).headers["content-length"]
+        )
+    other = await api.http.request("POST", path)
+    assert (other.status_code, other.headers["allow"]) == (405, "GET, HEAD")
+    api.world.checks.append(Check("draining", ready=False, reason="the server is shutting down"))
+    assert (await api.http.head(path)).status_code == (200 if path == "/livez" else 503)
+
+
+async def test_nothing_but_probes_is_asked_without_the_body(api: Api) -> None:
+    """A route is called by a method that its access rule was not written for."""
+    for path in ("/api/v1/tenants", "/metrics", "/openapi.json"):
+        assert (await api.http.head(path, headers=api.world.headers("operator"))).status_code == 405
+
+
 @pytest.mark.parametrize(
     ("address", "holder", "forwarded", "status"),
     [
@@ -84,6 +106,26 @@ async def test_a_tenant_reads_its_own_audit_log(api: Api) -> None:
     assert {(entry["actor"], entry["source"]) for entry in own} <= {("operator", ""), ("server", "")}
     assert (await api.call("GET", "/api/v1/tenants/umbrella/audit", holder="admin")).status_code == 404
     assert (await api.call("GET", "/api/v1/audit", holder="admin")).status_code == 403
+
+
+async def test_a_tenant_does_not_read_what_another_of_its_name_did(api: Api) -> None:
+    """Who gets a name that was used before reads the keys, addresses and namespaces of who had it."""
+    await api.call(
+        "POST", "/api/v1/tenants/acme/keys", {"scopes": ["read"], "label": "theirs"}, holder="admin"
+    )
+    pages = "/api/v1/tenants/acme/audit?page_size=1"
+    token = (await api.call("GET", pages, holder="admin")).json()["next_page_token"]
+    await api.call("DELETE", "/api/v1/tenants/acme")
+    await api.call("POST", "/api/v1/tenants", {"name": "acme"})
+    issued = await api.call("POST", "/api/v1/tenants/acme/keys", {"scopes": ["admin"]})
+    api.world.tokens["heir"] = issued.json()["token"]
+    own = (await api.call("GET", "/api/v1/tenants/acme/audit", holder="heir")).json()
+    assert [entry["action"] for entry in own["items"]] == ["key.issue", "tenant.create"]
+    assert not own["next_page_token"]
+    kept = await api.call("GET", f"{pages}&page_token={token}", holder="heir")
+    assert kept.json()["items"] == []
+    everything = (await api.call("GET", "/api/v1/audit?tenant=acme")).json()["items"]
+    assert "tenant.delete" in {entry["action"] for entry in everything}
 
 
 async def test_the_audit_log_comes_in_pages(api: Api) -> None:

@@ -27,6 +27,17 @@ async def test_what_is_created_is_found(registry: Registry, whose: str | None) -
     assert await registry.key("") is None
 
 
+async def test_a_rotated_key_comes_back(registry: Registry) -> None:
+    """A registry forgets how long a key was to live once it was rotated."""
+    made = key("k1")
+    await registry.create_key(made, audit=audit())
+    assert await registry.replace_key(made.ending(NOW_MS), audit=audit())
+    found = await registry.key("k1")
+    assert found == made.ending(NOW_MS)
+    assert found is not None
+    assert found.lifetime_ms == made.lifetime_ms == 1
+
+
 async def test_a_key_needs_its_tenant(registry: Registry) -> None:
     """A key of nobody is stored, or a tenant without a name makes it an operator's."""
     assert await registry.create_key(key("k1", tenant=""), audit=audit()) is Creation.NO_TENANT

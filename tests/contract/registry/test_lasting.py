@@ -22,7 +22,7 @@ async def test_everything_is_there_when_it_is_opened_again(place: Place) -> None
     await first.create_key(key("k1"), audit=audit("key"))
     await first.touch_keys({"k1": 7})
     await first.create_namespace(namespace("n"), at_most=1, audit=audit("namespace"))
-    await first.remember("r", Answer("f", 201, "{}"), for_s=3600)
+    await first.remember("r", Answer("f", 201, "{}"), tenant="acme", for_s=3600)
     version = await first.version()
     log = await first.audit_log(tenant=None, before=0, limit=9)
     await first.close()

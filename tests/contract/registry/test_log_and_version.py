@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from recollect_server.domain.registry import Answer, Registry
+from recollect_server.domain.registry import ANSWERS_MAX, Answer, Registry
 from tests.contract.registry.conftest import Place
 from tests.contract.registry.samples import audit, key, namespace, tenant
 
@@ -88,7 +88,7 @@ async def test_the_version_changes_with_each_change_and_only_then(
 
     await writer.touch_keys({"op": 5})
     await writer.append_audit(audit())
-    await writer.remember("r", Answer("f", 201, "{}"), for_s=60)
+    await writer.remember("r", Answer("f", 201, "{}"), tenant="acme", for_s=60)
     assert not await writer.delete_tenant("acme", audit=audit())
     assert not await writer.replace_key(key("k9"), audit=audit())
     await writer.create_key(key("op", tenant=None), audit=audit())
@@ -102,18 +102,18 @@ async def test_answers_are_remembered_and_replaced(pair: tuple[Registry, Registr
     """A repeat at another server is taken for a new request, or gets the answer to another."""
     first, second = pair
     assert await first.answer("r: 1") is None
-    await first.remember("r: 1", Answer("f1", 201, '{"é": "\\n"}'), for_s=60)
-    await first.remember("r: 2", Answer("f2", 409, ""), for_s=60)
-    assert await second.answer("r: 1") == Answer("f1", 201, '{"é": "\\n"}')
+    await first.remember("r: 1", Answer("f1", 201, '{"é": "\\n"}', {"ETag": '"1"'}), tenant="acme", for_s=60)
+    await first.remember("r: 2", Answer("f2", 409, ""), tenant="acme", for_s=60)
+    assert await second.answer("r: 1") == Answer("f1", 201, '{"é": "\\n"}', {"ETag": '"1"'})
     assert await second.answer("r: 2") == Answer("f2", 409, "")
-    await second.remember("r: 2", Answer("f3", 200, "x"), for_s=60)
+    await second.remember("r: 2", Answer("f3", 200, "x"), tenant="acme", for_s=60)
     assert await first.answer("r: 2") == Answer("f3", 200, "x")
 
 
 async def test_answers_are_forgotten(place: Place, registry: Registry) -> None:
     """An answer is given for ever, or the wrong one is forgotten."""
-    await registry.remember("short", Answer("f", 201, ""), for_s=1)
-    await registry.remember("long", Answer("f", 201, ""), for_s=3600)
+    await registry.remember("short", Answer("f", 201, ""), tenant="acme", for_s=1)
+    await registry.remember("long", Answer("f", 201, ""), tenant="acme", for_s=3600)
     place.clock.now_s += 1
     for _ in range(400):  # Redis goes by its own clock
         if await registry.answer("short") is None:
@@ -121,6 +121,21 @@ async def test_answers_are_forgotten(place: Place, registry: Registry) -> None:
         await asyncio.sleep(0.05)
     assert await registry.answer("short") is None
     assert await registry.answer("long") is not None
+
+
+async def test_answers_do_not_pile_up(pair: tuple[Registry, Registry]) -> None:
+    """One tenant's idempotency keys fill the registry, or push out the answers to others."""
+    first, second = pair
+    await first.remember("r: other", Answer("f", 201, ""), tenant="other", for_s=60)
+    await first.remember("r: boss", Answer("f", 201, ""), tenant=None, for_s=60)
+    for number in range(ANSWERS_MAX + 3):
+        await pair[number % 2].remember(f"r: {number}", Answer("f", 201, ""), tenant="acme", for_s=60)
+    await first.remember(f"r: {ANSWERS_MAX}", Answer("again", 201, ""), tenant="acme", for_s=60)
+    gone = [number for number in range(9) if await second.answer(f"r: {number}") is None]
+    assert gone == [0, 1, 2]
+    assert await second.answer(f"r: {ANSWERS_MAX + 2}") is not None
+    for kept in ("r: other", "r: boss"):
+        assert await second.answer(kept) is not None
 
 
 async def test_many_calls_at_once(pair: tuple[Registry, Registry]) -> None:

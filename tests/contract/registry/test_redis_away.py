@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from recollect_server.domain.errors import RegistryUnavailableError
-from recollect_server.domain.registry import Creation, Registry
+from recollect_server.domain.registry import Answer, Creation, Registry
 from recollect_server.registry.redis import RedisRegistry
 from tests.contract.registry.conftest import place_in_redis
 from tests.contract.registry.samples import audit, key, namespace, tenant
@@ -190,16 +190,14 @@ async def test_a_full_redis_refuses_whole_changes(server: RedisServer, open_regi
     assert server.command("CONFIG", "SET", "maxmemory", "1") == "+OK"
     for change in (
         registry.create_tenant(tenant("other"), audit=audit()),
-        registry.replace_tenant(tenant(revision=2), audit=audit()),
-        registry.delete_tenant("acme", audit=audit()),
         registry.create_key(key("k2"), audit=audit()),
-        registry.replace_key(key("k1", revoked=True), audit=audit()),
         registry.rotate_key(key("k1", revoked=True), key("k2"), audit=audit()),
         registry.create_namespace(namespace("m"), at_most=9, audit=audit()),
         registry.delete_namespace("acme", "n", audit=audit()),
         registry.append_audit(audit()),
+        registry.remember("r", Answer("f", 201, ""), tenant="acme", for_s=60),
     ):
-        with pytest.raises(RegistryUnavailableError):
+        with pytest.raises(RegistryUnavailableError, match="the registry is full"):
             await change
     # Reading goes on.
     assert await registry.version() == version
@@ -209,6 +207,79 @@ async def test_a_full_redis_refuses_whole_changes(server: RedisServer, open_regi
     assert await registry.namespaces("acme", after="", limit=9) == [namespace("n")]
     assert server.command("CONFIG", "SET", "maxmemory", "0") == "+OK"
     assert await registry.delete_tenant("acme", audit=audit())
+
+
+async def test_a_full_redis_lets_keys_and_tenants_be_stopped(
+    server: RedisServer, open_registry: Registry
+) -> None:
+    """Who fills the registry with a leaked key cannot be stopped: neither the key nor the tenant."""
+    registry = open_registry
+    for name in ("acme", "other"):
+        await registry.create_tenant(tenant(name), audit=audit())
+    await registry.create_key(key("k1"), audit=audit())
+    await registry.create_key(key("op", tenant=None), audit=audit())
+    assert server.command("CONFIG", "SET", "maxmemory", "1") == "+OK"
+    for _ in range(2):  # Redis knows none of these scripts at first
+        version = await registry.version()
+        assert await registry.replace_key(key("k1", revoked=True), audit=audit("stopped"))
+        assert await registry.replace_key(key("op", tenant=None, revoked=True), audit=audit("stopped"))
+        assert await registry.version() != version
+    assert await registry.replace_tenant(tenant(revision=2, disabled=True), audit=audit("stopped"))
+    assert await registry.delete_tenant("other", audit=audit("stopped"))
+    assert await registry.key("k1") == key("k1", revoked=True)
+    assert await registry.tenants(after="", limit=9) == [tenant(revision=2, disabled=True)]
+    log = await registry.audit_log(tenant=None, before=0, limit=6)
+    assert [entry.audit.action for entry in log] == ["stopped"] * 6
+
+
+async def test_a_redis_before_7_still_stops_keys(server: RedisServer) -> None:
+    """With a Redis that knows no flags of scripts no key can be revoked, full or not."""
+    refusal = b"-ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'\r\n"
+
+    async def pass_on(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: asyncio.StreamWriter
+    ) -> None:
+        while chunk := await reader.read(2**20):
+            if b"\r\n#!lua" in chunk:
+                back.write(refusal)
+            else:
+                writer.write(chunk)
+        writer.close()
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_redis, to_redis = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(
+            pass_on(reader, to_redis, back=writer), pass_on(from_redis, writer, back=to_redis)
+        )
+
+    older = await asyncio.start_server(between, "127.0.0.1", 0)
+    port = older.sockets[0].getsockname()[1]
+    registry = RedisRegistry(
+        server.url.replace(f":{server.port}/", f":{port}/"), ca_file=None, timeout_s=20.0
+    )
+    await registry.open()
+    await registry.create_tenant(tenant(), audit=audit())
+    await registry.create_key(key("k1"), audit=audit())
+    for _ in range(2):
+        assert await registry.replace_key(key("k1", revoked=True), audit=audit("stopped"))
+    assert await registry.key("k1") == key("k1", revoked=True)
+    await registry.close()
+    older.close()
+
+
+async def test_a_full_redis_is_told_of_once(
+    server: RedisServer, open_registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full Redis looks as if it were away, and each refused change writes two lines into the log."""
+    assert server.command("CONFIG", "SET", "maxmemory", "1") == "+OK"
+    with caplog.at_level(logging.INFO, "recollect_server"):
+        for _ in range(5):
+            with pytest.raises(RegistryUnavailableError, match="raise maxmemory"):
+                await open_registry.create_tenant(tenant(), audit=audit())
+            await open_registry.version()
+    (line,) = caplog.records
+    assert (line.levelname, "is full" in line.getMessage()) == ("ERROR", True)
+    assert f"127.0.0.1:{server.port}" in line.getMessage()
 
 
 async def test_an_outage_is_logged_once(

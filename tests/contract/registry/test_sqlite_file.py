@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from recollect_server.domain.registry import Answer
-from recollect_server.registry import sqlite as sqlite_registry
 from recollect_server.registry.sqlite import SqliteRegistry
 from tests.contract.registry.conftest import HandClock
 from tests.contract.registry.samples import audit, tenant
@@ -157,20 +156,36 @@ async def test_a_file_that_was_replaced_has_another_version(tmp_path: Path) -> N
     assert versions[0] != versions[1]
 
 
-async def test_answers_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idempotency keys fill the disk: those that ended stay, or there is no bound."""
-    monkeypatch.setattr(sqlite_registry, "ANSWERS_MAX", 3)
+async def test_answers_that_ended_go(tmp_path: Path) -> None:
+    """Idempotency keys fill the disk: those that ended stay."""
     path, clock = tmp_path / "registry.db", HandClock()
     registry = SqliteRegistry(path, clock=clock)
     await registry.open()
     for number in range(5):
-        await registry.remember(f"r{number}", Answer("f", 201, ""), for_s=10 + number)
-    known = [await registry.answer(f"r{number}") is not None for number in range(5)]
-    assert known == [False, False, True, True, True]
+        await registry.remember(f"r{number}", Answer("f", 201, ""), tenant=None, for_s=10 + number)
     clock.now_s += 13
-    await registry.remember("new", Answer("f", 201, ""), for_s=10)
+    await registry.remember("new", Answer("f", 201, ""), tenant="acme", for_s=10)
     await registry.close()
     connection = sqlite3.connect(path)
     left = {name for (name,) in connection.execute("SELECT idempotency_key FROM answers")}
     connection.close()
     assert left == {"r4", "new"}
+
+
+async def test_a_file_from_before_answers_had_tenants(tmp_path: Path) -> None:
+    """After an upgrade a server does not start, remembers no answer, or forgets those that it had."""
+    path = tmp_path / "registry.db"
+    registry = at(path)
+    await registry.open()
+    await registry.remember("before", Answer("f", 201, "x"), tenant=None, for_s=3600)
+    await registry.close()
+    connection = sqlite3.connect(path)
+    connection.execute("DROP INDEX answers_by_tenant")
+    connection.execute("ALTER TABLE answers DROP COLUMN tenant")
+    connection.close()
+    for _ in range(2):
+        await registry.open()
+        await registry.remember("after", Answer("f", 201, "y"), tenant="acme", for_s=3600)
+        assert await registry.answer("before") == Answer("f", 201, "x")
+        assert await registry.answer("after") == Answer("f", 201, "y")
+        await registry.close()

@@ -106,3 +106,24 @@ def test_without_typer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert run(["serve"]) == 2
     assert "recollect[server]" in capsys.readouterr().err
     assert run(["--version"]) == 0
+
+
+def test_a_traceback_shows_no_values() -> None:
+    """A command that fails prints its local variables, which may be keys, with an older typer."""
+    code = (
+        "import sys, types\n"
+        "from importlib.metadata import EntryPoint, EntryPoints\n"
+        "from recollect import _cli\n"
+        "def fails():\n"
+        "    token = 'hunter2'\n"
+        "    raise OverflowError('too large')\n"
+        "sys.modules['failing'] = types.ModuleType('failing')\n"
+        "sys.modules['failing'].fails = fails\n"
+        "_cli.entry_points = lambda group: EntryPoints([EntryPoint('fails', 'failing:fails', group)])\n"
+        "_cli.main(['fails'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):\n"), "that of Python, without values"
+    assert done.stderr.endswith("OverflowError: too large\n")
+    assert "hunter2" not in done.stderr

@@ -1,4 +1,4 @@
-"""A call that holds the device until it is let go."""
+"""Calls for the device: one that holds it until it is let go, and one that notes its steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 
 from recollect_server.application.dispatch import Dispatcher, Job
-from recollect_server.domain.steps import in_one_step
+from recollect_server.domain.steps import Steps, in_one_step
 
 PATIENCE_S = 60.0
 
@@ -27,3 +27,12 @@ class Gate:
     def _hold(self) -> None:
         self._began.set()
         assert self._go.wait(PATIENCE_S)
+
+
+def noted(seen: list[str], name: str, *, steps: int, work: int) -> Steps[str]:
+    """A call of several steps that notes each."""
+    yield 0
+    for _ in range(steps):
+        seen.append(name)
+        yield work
+    return name

@@ -21,17 +21,8 @@ from recollect_server.domain.errors import (
     QuotaExceededError,
 )
 from recollect_server.domain.limits import Limits
-from recollect_server.domain.steps import UNBOUNDED, Steps, in_one_step, kept
-from tests.unit.server.gate import PATIENCE_S, Gate
-
-
-def noted(seen: list[str], name: str, *, steps: int, work: int) -> Steps[str]:
-    """A call of several steps that notes each."""
-    yield 0
-    for _ in range(steps):
-        seen.append(name)
-        yield work
-    return name
+from recollect_server.domain.steps import UNBOUNDED, Steps, in_one_step
+from tests.unit.server.gate import PATIENCE_S, Gate, noted
 
 
 @pytest.fixture
@@ -111,71 +102,6 @@ def test_a_full_queue_refuses(dispatcher: Dispatcher) -> None:
     gate.open()
     assert (own.result(PATIENCE_S), again.result(PATIENCE_S)) == (3, 1)
     dispatcher.drain()
-    assert dispatcher.queued() == {}
-
-
-def test_the_servers_own_work_takes_no_callers_place(dispatcher: Dispatcher) -> None:
-    """What the server does for one tenant has another's calls refused, or the tenant's own."""
-    gate = Gate(dispatcher)
-    own = [dispatcher.submit(Job("a", in_one_step(lambda: 1), 7, is_refusable=False)) for _ in range(20)]
-    assert dispatcher.queued()["a"] == (0, 140)
-    calls = [
-        dispatcher.submit(Job(tenant, in_one_step(lambda: 2), 7, calls_queued_max=1)) for tenant in ("a", "b")
-    ]
-    assert own[3].cancel()
-    gate.open()
-    assert [call.result(PATIENCE_S) for call in calls] == [2, 2]
-    dispatcher.drain()
-    assert dispatcher.queued() == {}
-
-
-def test_the_servers_own_work_leaves_a_tenant_its_weight() -> None:
-    """Who deletes a namespace has the smallest share of the device for the calls that are under way."""
-    dispatcher, seen = Dispatcher(Limits()), list[str]()
-    gate = Gate(dispatcher)
-    calls = [
-        dispatcher.submit(Job(tenant, noted(seen, tenant, steps=20, work=10**10), 10**10, weight=20))
-        for tenant in ("a", "b")
-    ]
-    own = dispatcher.submit(Job("a", in_one_step(lambda: None), 1, is_refusable=False, lane="deleted"))
-    gate.open()
-    for call in (*calls, own):
-        call.result(PATIENCE_S)
-    assert 8 <= seen[:20].count("a") <= 12
-    dispatcher.drain()
-
-
-@pytest.mark.parametrize("why", ["cancelled", "late"])
-def test_what_must_not_end_in_the_middle_does_not(why: str) -> None:
-    """Half of an eviction is done, or a bank is moved again and again, because callers leave meanwhile."""
-    dispatcher, seen = Dispatcher(Limits()), list[str]()
-    may_go_on, is_there = threading.Event(), threading.Event()
-
-    def whole() -> Steps[None]:
-        yield 0
-        is_there.set()
-        may_go_on.wait(PATIENCE_S)
-        for _ in range(3):
-            seen.append("part")
-            yield 10**12
-
-    def steps() -> Steps[None]:
-        yield from kept(whole())
-        yield 0
-        seen.append("beyond")
-
-    deadline_s = time.monotonic() + 0.2 if why == "late" else None
-    future = dispatcher.submit(Job("t", steps(), 1, deadline_s=deadline_s))
-    assert is_there.wait(PATIENCE_S)
-    if deadline_s is None:
-        assert future.cancel()
-    else:
-        time.sleep(max(0.0, deadline_s - time.monotonic()) + 0.01)
-    may_go_on.set()
-    with pytest.raises(CancelledError if why == "cancelled" else DeadlineExceededError):
-        future.result(PATIENCE_S)
-    dispatcher.drain()
-    assert seen == ["part"] * 3
     assert dispatcher.queued() == {}
 
 

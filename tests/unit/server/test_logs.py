@@ -20,6 +20,7 @@ from recollect_server.domain.credentials import new_token
 from recollect_server.domain.telemetry import CallRecord, Telemetry
 from recollect_server.observability.access_log import LoggingTelemetry
 from recollect_server.observability.fan_out import Telemetries
+from recollect_server.observability.line_limit import LineLimit
 from recollect_server.observability.logs import JsonLines, Text, configure_logging
 from recollect_server.observability.redaction import TEXT_LENGTH_MAX, redacted
 from tests.call_records import CALL as ANSWERED
@@ -128,6 +129,12 @@ def test_exceptions_are_a_field(lines: io.StringIO) -> None:
         ("redis://user:p@ss/word@host:1/0", "redis://user:***@host:1/0"),
         ("rediss://:pw@h and http://a:b@c", "rediss://:***@h and http://a:***@c"),
         ("http://127.0.0.1:8080/readyz", "http://127.0.0.1:8080/readyz"),
+        (
+            "failed to export traces to usr:hunter2@127.0.0.1:4, at",
+            "failed to export traces to usr:***@127.0.0.1:4, at",
+        ),
+        ("['u:p@ss/w@[::1]:4', ':pw@h']", "['u:***@[::1]:4', ':***@h']"),
+        ("at 12:30 a@b.c: wrote 3:4 @ 5", "at 12:30 a@b.c: wrote 3:4 @ 5"),
         (f"secret {SECRET}", "secret ***"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         (f"authorization: bearer {TOKEN}", f"authorization: bearer rk_{KEY_ID}_***"),
@@ -251,7 +258,7 @@ def test_text_is_for_people_and_a_caller_cannot_add_lines() -> None:
 def test_a_flood_of_refusals_is_bounded_and_counted(lines: io.StringIO) -> None:
     """An attacker with a loop and a bad key would fill the disk; a quiet defect would drown in it."""
     clock = Clock()
-    telemetry = LoggingTelemetry(lines_per_second=3, monotonic=clock)
+    telemetry = LoggingTelemetry(LineLimit(lines_per_second=3, monotonic=clock))
     for _ in range(1000):
         telemetry.call_ended(CALL)
     telemetry.call_ended(FAILED)
@@ -267,9 +274,29 @@ def test_a_flood_of_refusals_is_bounded_and_counted(lines: io.StringIO) -> None:
     assert parsed(lines)[-1]["calls"] == 8
 
 
+@pytest.mark.parametrize("name", ["uvicorn.error", "asyncio"])
+def test_strangers_lines_of_libraries_are_bounded_and_counted(name: str) -> None:
+    """Whoever can connect fills the disk without a key, by requests that are none."""
+    stream, clock = io.StringIO(), Clock()
+    limit = LineLimit(lines_per_second=3, monotonic=clock)
+    configure_logging("info", "json", stream=stream, limit=limit)
+    library = logging.getLogger(name)
+    for number in range(1000):
+        library.warning("Invalid HTTP request received." if number % 2 else "Exceeded concurrency limit.")
+    library.error("Exception in ASGI application")
+    assert [line["level"] for line in parsed(stream)] == ["warning"] * 3 + ["error"]
+    logging.getLogger("recollect_server.x").warning("of the server itself")
+    clock.now_s += 1.5
+    LoggingTelemetry(limit).call_ended(CALL)
+    *_, own, summary, refused = parsed(stream)
+    assert own["message"] == "of the server itself"
+    assert (summary["level"], summary["reason"], summary["calls"]) == ("warning", f"{name} warning", 997)
+    assert refused["message"] == "call refused"
+
+
 def test_reasons_of_all_kinds_are_bounded_too(lines: io.StringIO) -> None:
     """The bound by reason would be none if reasons were without number."""
-    telemetry = LoggingTelemetry(monotonic=Clock())
+    telemetry = LoggingTelemetry(LineLimit(monotonic=Clock()))
     for number in range(1000):
         telemetry.call_ended(dataclasses.replace(CALL, reason=f"R{number}"))
     assert len(parsed(lines)) < 100

@@ -6,12 +6,14 @@ import os
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from recollect_server import cli, serving
 
 DEFAULTS = {
     "OMP_WAIT_POLICY": "passive",
     "OPENBLAS_THREAD_TIMEOUT": "4",
+    "GRPC_VERBOSITY": "NONE",
     "GRPC_EXPERIMENTS": "-event_engine_poller_for_python",
 }
 
@@ -39,3 +41,15 @@ def test_what_the_operator_set_stays(environment: dict[str, str]) -> None:
         cli.serve(dev=True, threads=2)
     threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     assert environment.items() >= {**dict.fromkeys(DEFAULTS, "theirs"), **threads}.items()
+
+
+def test_a_data_dir_of_nothing_is_told_apart(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script whose variable is not set has keys and tenants written to wherever it was started."""
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(serving, "run", given.append)
+    app = typer.Typer()
+    app.command()(cli.serve)
+    assert CliRunner().invoke(app, ["--data-dir", ""]).exit_code == 0
+    assert given == [{"data_dir": ""}]

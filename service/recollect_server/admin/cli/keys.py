@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from recollect_server.admin.cli.api import EXIT_USAGE, Api, Json, fail
-from recollect_server.admin.cli.options import speaks
+from recollect_server.admin.cli.options import require_amount, speaks
 from recollect_server.admin.cli.tables import show_many, show_one
 from recollect_server.admin.cli.tenants import path_of
 from recollect_server.domain.identity import Scope
@@ -42,10 +42,11 @@ def issue_key(
     ] = None,
     label: Annotated[str, typer.Option(help="For people.")] = "",
     lifetime_days: Annotated[
-        float | None, typer.Option(min=0, help="After which it is refused.", show_default="never")
+        float | None, typer.Option(help="After which it is refused.", show_default="never")
     ] = None,
 ) -> None:
     """Make a key, and print its token: this once."""
+    require_amount("--lifetime-days", lifetime_days)
     if operator == bool(scope):
         fail("give --scope for a tenant's key, and none for an operator's", status=EXIT_USAGE)
     body: Json = {"label": label}

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from recollect_server.admin.cli.api import EXIT_USAGE, Api, Json, fail
-from recollect_server.admin.cli.options import speaks
+from recollect_server.admin.cli.options import require_amount, speaks
 from recollect_server.admin.cli.tables import show_many, show_one
 from recollect_server.admin.cli.tenants import confirm, path_of
 
@@ -54,7 +54,7 @@ def evict_entries(
     *,
     oldest: Annotated[int | None, typer.Option(min=0, help="So many, the oldest first.")] = None,
     before_sequence: Annotated[int | None, typer.Option(min=0, help="All with a smaller id.")] = None,
-    older_than_s: Annotated[float | None, typer.Option(min=0, help="All that are older.")] = None,
+    older_than_s: Annotated[float | None, typer.Option(help="All that are older.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All; streams are forgotten.")] = False,
     stream: Annotated[
         list[str] | None, typer.Option(help="May be given more than once.", show_default="all streams")
@@ -64,6 +64,7 @@ def evict_entries(
     ] = None,
 ) -> None:
     """Remove entries, of each stream and layer."""
+    require_amount("--older-than-s", older_than_s)
     selectors: list[Json] = []
     if oldest is not None:
         selectors.append({"kind": "oldest", "entries": oldest})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Concatenate, ParamSpec, cast
@@ -16,6 +17,13 @@ P = ParamSpec("P")
 
 URL_VARIABLE = "RECOLLECT_ADMIN_URL"
 KEY_VARIABLE = "RECOLLECT_OPERATOR_KEY"
+
+
+def require_amount(option: str, value: float | None) -> None:
+    """Ends the command if an option has a value that is no finite number from 0 on."""
+    # Not left to typer's `min`: what that lets pass, infinity and in some versions NaN, cannot be sent.
+    if value is not None and not 0 <= value < math.inf:
+        fail(f"{option} is {value:g}; give a finite number from 0 on", status=EXIT_USAGE)
 
 
 def _from_environment_only(context: typer.Context, option: TyperOption, value: str) -> str:

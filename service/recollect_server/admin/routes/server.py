@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from recollect_server.admin.access import METRICS, OPEN, OPERATOR, TENANT_ADMIN
 from recollect_server.admin.current import current
-from recollect_server.admin.gate import instance_of
+from recollect_server.admin.gate import LIVENESS, READINESS, instance_of
 from recollect_server.admin.problems import problem
 from recollect_server.admin.route import router
 from recollect_server.admin.routes.parts import By, Pages, Paging, Services, TenantName
@@ -30,15 +30,15 @@ audit_routes = router("audit")
 METRICS_EXAMPLE = "# TYPE recollect_calls_total counter\nrecollect_calls_total 3.0\n"
 
 
-@routes.get("/livez", dependencies=[OPEN], operation_id="isAlive")
+@routes.get(LIVENESS, dependencies=[OPEN], operation_id="isAlive")
 async def is_alive() -> Alive:
-    """Whether the process answers at all. For liveness probes; no key is needed."""
+    """Whether the process answers at all. For liveness probes, also by HEAD; needs no key."""
     return Alive()
 
 
-@routes.get("/readyz", dependencies=[OPEN], operation_id="isReady", response_model=Ready)
+@routes.get(READINESS, dependencies=[OPEN], operation_id="isReady", response_model=Ready)
 async def is_ready(services: Services, request: Request) -> Ready | Response:
-    """Whether the server can serve, and what is wrong if not. For readiness probes; no key is needed."""
+    """Whether the server can serve, and if not, why. For readiness probes, also by HEAD; needs no key."""
     checks = await services.readiness()
     missing = [check for check in checks if not check.ready]
     if not missing:

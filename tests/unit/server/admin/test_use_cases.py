@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from recollect_server.application.audit import AuditLog
 from recollect_server.application.changes import Changes
 from recollect_server.application.keys import LIFETIME_S_MAX, OVERLAP_S_MAX, IssuedKey, Keys
 from recollect_server.application.tenants import Tenants
@@ -96,6 +97,21 @@ async def test_a_rotated_key_keeps_its_length_of_life(keys: Keys, clock: Clock) 
         await keys.rotate("acme", old.key.key_id, overlap_s=0, origin=SERVER)
 
 
+@pytest.mark.parametrize("lifetime_s", [None, 1000, 30])
+async def test_a_key_that_is_rotated_twice_gives_two_of_its_length_of_life(
+    keys: Keys, clock: Clock, lifetime_s: int | None
+) -> None:
+    """Who rotates a key again, since the first new token was lost, gets one that dies with the overlap."""
+    old = await keys.issue("acme", scopes=READ, lifetime_s=lifetime_s, origin=SERVER)
+    for _ in range(3):
+        clock.now_s += 5
+        new = await keys.rotate("acme", old.key.key_id, overlap_s=60, origin=SERVER)
+        ends_ms = None if lifetime_s is None else int(clock.now_s * 1000) + lifetime_s * 1000
+        assert new.key.expires_at_ms == ends_ms
+    ending = {key.key_id: key for key in await keys.list("acme", after="", limit=99)}[old.key.key_id]
+    assert ending.expires_at_ms == old.key.created_at_ms + min(65, lifetime_s or 65) * 1000
+
+
 @pytest.mark.parametrize("overlap_s", [-1, OVERLAP_S_MAX + 1])
 async def test_an_overlap_is_bounded(keys: Keys, overlap_s: int) -> None:
     """An old key that was rotated goes on for ever."""
@@ -115,6 +131,17 @@ async def test_what_no_key_can_be(keys: Keys) -> None:
             await keys.issue("acme", scopes=READ, lifetime_s=lifetime_s, origin=SERVER)
     with pytest.raises(TenantNotFoundError):
         await keys.issue("nobody", scopes=READ, origin=SERVER)
+
+
+async def test_what_a_fast_clock_wrote_of_an_earlier_tenant_stays_its_own(made: World, clock: Clock) -> None:
+    """Who gets a used name reads what the earlier tenant did, if servers' clocks are apart."""
+    tenants = Tenants(made.directory, clock=clock)  # decades behind what made the first one
+    await tenants.delete("acme", origin=SERVER)
+    await tenants.create("acme", quotas=Quotas(), origin=SERVER)
+    log = AuditLog(made.directory)
+    own = await log.page_of_tenant("acme", before=0, limit=99)
+    assert [entry.audit.action for entry in own] == ["tenant.create"]
+    assert len(await log.page(tenant="acme", before=0, limit=99)) > len(own)
 
 
 async def test_a_token_is_not_printed(keys: Keys) -> None:

@@ -52,7 +52,6 @@ ENV PATH=/opt/recollect/bin:$PATH \
 # The root file system may be read-only: nothing else is written to but this, and /tmp.
 VOLUME ["/var/lib/recollect"]
 WORKDIR /var/lib/recollect
-USER 10001:10001
 EXPOSE 50051 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
@@ -61,14 +60,21 @@ ENTRYPOINT ["recollect"]
 CMD ["serve"]
 
 FROM runtime AS gpu
+# Triton compiles the C code that launches a kernel when it first does so. Without a compiler the server leaves
+# the fused kernels out, and searches in the other ways. Where there is one nothing is installed.
+RUN command -v gcc || { apt-get update \
+    && apt-get install --yes --no-install-recommends gcc=4:12.2.* libc6-dev=2.36-* \
+    && rm -rf /var/lib/apt/lists/*; }
 ENV RECOLLECT_DEVICE=cuda \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all
 COPY --from=build-gpu /opt/recollect /opt/recollect
 COPY deploy/healthcheck.py /opt/recollect/healthcheck.py
+USER 10001:10001
 
 # Last, so that it is what `docker build .` makes.
 FROM runtime AS cpu
 ENV RECOLLECT_DEVICE=cpu
 COPY --from=build-cpu /opt/recollect /opt/recollect
 COPY deploy/healthcheck.py /opt/recollect/healthcheck.py
+USER 10001:10001

@@ -45,6 +45,6 @@ def _no_gpu_because() -> str | None:
 
     if not torch.cuda.is_available():
         return "no GPU: torch sees no CUDA device"
-    if not hasattr(faiss, "knn_gpu"):
+    if not hasattr(faiss, "StandardGpuResources"):  # the CPU build has a `knn_gpu`, too
         return "no GPU FAISS: the installed faiss is the CPU build"
     return None

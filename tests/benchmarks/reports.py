@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
+
+from recollect_bench import report
 
 REPORTS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 def machine() -> str:
     """One line on what was measured with what."""
-    return (
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"faiss-cpu {version('faiss-cpu')}, grpcio {version('grpcio')}, shared with others: ratios hold better "
-        "than times."
-    )
+    return f"{report.machine()} Shared with others: ratios hold better than times."
 
 
 def write(name: str, page: str, figures: object) -> None:

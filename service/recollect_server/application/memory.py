@@ -29,7 +29,7 @@ from recollect_server.application.pairs import RowHits, with_pairs
 from recollect_server.application.room import Adding, require_room
 from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import DenseArray, from_float32
-from recollect_server.domain.bank import Bank, attend_rows
+from recollect_server.domain.bank import Bank, attend_rows, grow_together
 from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
 from recollect_server.domain.eviction import Everything, as_text
 from recollect_server.domain.limits import Limits
@@ -122,10 +122,10 @@ class Memory:
 
     def _add(self, namespace: Namespace, memory: NamespaceMemory, command: Add, adding: Adding) -> Added:
         self._require_room(namespace, memory, adding)
-        # From here on nothing can be refused: the call is stored whole.
-        banks = adding.banks
+        grow_together([(bank, length) for _, bank, length in adding.rows()])
+        # All have room, and none was written to: from here on the call is stored whole.
+        banks, evicted = adding.banks, 0
         first_ids = tuple(bank.ring.next_sequence for bank in banks)
-        evicted = 0
         now_s = self._clock()
         for row, (stream, bank, length) in enumerate(adding.rows()):
             memory.adopt(stream, command.layer, bank)

@@ -54,6 +54,11 @@ class Bank:
         """How many entries there will be once `tokens` more are added."""
         return min(self.spec.capacity, self.ring.count + tokens)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it is a stream's."""
+        return bool(self._held_bytes)
+
     def hold(self) -> None:
         """It is a stream's from now on, until it is cleared."""
         if not self._held_bytes:
@@ -67,13 +72,14 @@ class Bank:
         if not more_bytes:
             yield 0
             return
+        ids = self.ring.ids_in_front(allocated)
         self._usage.change(allocated_bytes=more_bytes)  # others that grow meanwhile cannot have them, too
         try:
             yield from self._store.growing(allocated, self.ring.segments())
         except BaseException:
             self._usage.change(allocated_bytes=-more_bytes)
             raise
-        self.ring.grow(allocated)
+        self.ring.grow(allocated, ids=ids)
 
     def touch(self, tokens: int) -> Steps[None]:
         """Has the memory found where `tokens` more entries will lie: see `Store.touch`."""
@@ -86,8 +92,9 @@ class Bank:
         """
         tokens, before = keys.shape[1], self.ring.count
         run_through(self.growing(tokens))
-        writes, evicted = self.ring.push(tokens, second=int(now_s))
-        self._store.write(writes, keys, values)
+        # The store first: where it finds no memory it has written nothing, and the ring has not moved.
+        self._store.write(self.ring.writes_for(tokens), keys, values)
+        evicted = self.ring.push(tokens, second=int(now_s))
         self._usage.change(entries=self.ring.count - before)
         self._count_index()
         return evicted
@@ -186,10 +193,15 @@ class Bank:
             if is_prefix(mask):
                 self.ring.drop_oldest(evicted)
             else:
-                self._store.compact(self.ring.keep(np.flatnonzero(~mask)))
+                self._compact(np.flatnonzero(~mask))
         self._usage.change(entries=-evicted)
         self._count_index()
         return evicted
+
+    def _compact(self, order: Int64) -> None:
+        ids = self.ring.ids_in_front(self.ring.allocated, order=order)
+        self._store.compact(self.ring.slots_of_order(order))  # may find no memory: then nothing has moved
+        self.ring.keep(order.size, ids=ids)
 
     def clear(self) -> None:
         """Zeroes and releases the buffers; the bank must not be used after."""
@@ -201,6 +213,21 @@ class Bank:
         if now != self._index_bytes:
             self._usage.change(allocated_bytes=now - self._index_bytes)
             self._index_bytes = now
+
+
+def grow_together(banks: Sequence[tuple[Bank, int]]) -> None:
+    """Each bank gets the buffers that so many more entries need, at once: so what is added then has room.
+
+    Where one gets none, those that are no stream's yet give theirs back: nobody else would.
+    """
+    try:
+        for bank, tokens in banks:
+            run_through(bank.growing(tokens))
+    except BaseException:
+        for bank, _ in banks:
+            if not bank.is_held:
+                bank.clear()
+        raise
 
 
 def attend_rows(

@@ -69,45 +69,72 @@ class Ring:
         doubled = max(needed, 2 * self.allocated, ALLOCATED_MIN)
         return min(self.capacity, doubled)
 
-    def grow(self, allocated: int) -> list[slice]:
-        """Moves to a larger window, in which the entries lie from slot 0 on.
+    def ids_in_front(self, allocated: int, *, order: Int64 | None = None) -> Int64 | None:
+        """Ids by slot, once the entries at `order` lie in front of a window of `allocated`.
+
+        Made before a store moves them: where there is no memory for ids, nothing has moved then.
+
+        Args:
+            allocated: Slots of the window.
+            order: Ascending positions, 0 = oldest; None: of all.
 
         Returns:
-            The slices of the old window to copy there, in order.
+            None if all stay and their ids are implicit.
         """
-        old = self.segments()
-        if self._ids is not None:
-            ids = np.empty(allocated, dtype=np.int64)
-            ids[: self.count] = self._in_order(self._ids)
-            self._ids = ids
-        self.allocated, self.head = allocated, 0
-        return old
+        if order is None and self._ids is None:
+            return None
+        kept = self.ids() if order is None else self.ids()[order]
+        ids = np.empty(allocated, dtype=np.int64)
+        ids[: kept.size] = kept
+        return ids
 
-    def push(self, tokens: int, *, second: int) -> tuple[list[Write], int]:
-        """Takes in `tokens` new entries; the oldest make room.
+    def grow(self, allocated: int, *, ids: Int64 | None = None) -> None:
+        """Moves to a larger window, in which the entries lie from slot 0 on.
+
+        Args:
+            allocated: Its slots.
+            ids: Of `ids_in_front`.
+        """
+        self._ids = ids
+        self.allocated, self.head = allocated, 0
+
+    def writes_for(self, tokens: int) -> list[Write]:
+        """What of `tokens` new entries to write where, before they are pushed; changes nothing.
+
+        Of more than the capacity only the last are kept.
+        """
+        kept = min(tokens, self.capacity)
+        # Where all make room the ring begins anew.
+        stay = self.count > self._to_drop(kept)
+        start = (self.head + self.count) % self.allocated if stay else 0
+        writes, token = [], tokens - kept
+        for slots in _wrapped(start, kept, self.allocated):
+            size = slots.stop - slots.start
+            writes.append(Write(tokens=slice(token, token + size), slots=slots))
+            token += size
+        return writes
+
+    def push(self, tokens: int, *, second: int) -> int:
+        """Takes in `tokens` new entries, which were written as `writes_for` says; the oldest make room.
 
         Of a call longer than the capacity only the last entries are kept; the others get their ids
         and are evicted at once.
 
         Returns:
-            What to write where, and how many entries were evicted.
+            How many entries were evicted.
         """
         kept = min(tokens, self.capacity)
-        evicted = max(0, self.count + tokens - self.capacity)
-        self.drop_oldest(min(self.count, max(0, self.count + kept - self.capacity)))
-        start = (self.head + self.count) % self.allocated if self.allocated else 0
-        writes, token = [], tokens - kept
-        for slots in _wrapped(start, kept, self.allocated):
-            size = slots.stop - slots.start
-            if self._ids is not None:
-                self._ids[slots] = np.arange(token, token + size) + self.next_sequence
-            writes.append(Write(tokens=slice(token, token + size), slots=slots))
-            token += size
+        writes, evicted = self.writes_for(tokens), max(0, self.count + tokens - self.capacity)
+        self.drop_oldest(self._to_drop(kept))
+        if self._ids is not None:
+            for write in writes:
+                first, last = (self.next_sequence + at for at in (write.tokens.start, write.tokens.stop))
+                self._ids[write.slots] = np.arange(first, last)
         if kept:
             self._ages.note(self.next_sequence, second)
         self.count += kept
         self.next_sequence += tokens
-        return writes, evicted
+        return evicted
 
     def drop_oldest(self, entries: int) -> None:
         """Forgets the oldest entries: pointer arithmetic, no data moves."""
@@ -117,18 +144,16 @@ class Ring:
         if entries:
             self._forget_gaps()
 
-    def keep(self, order: Int64) -> Int64:
-        """Compacts the ring to the entries at `order` (ascending positions, 0 = oldest).
+    def keep(self, count: int, *, ids: Int64 | None) -> None:
+        """Compacts the ring to `count` entries, which lie from slot 0 on now.
 
-        Returns:
-            Their slots before; afterwards they lie from slot 0 on.
+        Args:
+            count: How many were kept.
+            ids: Of `ids_in_front`.
         """
-        slots, ids = self.slots_of_order(order), self.ids()[order]
-        self._ids = np.empty(self.allocated, dtype=np.int64)
-        self._ids[: order.size] = ids
-        self.head, self.count = 0, order.size
+        self._ids = ids
+        self.head, self.count = 0, count
         self._forget_gaps()
-        return slots
 
     def segments(self) -> list[slice]:
         """The live slots, oldest first: no slice, one, or two where the ring wraps."""
@@ -174,6 +199,10 @@ class Ring:
     def slots_of_order(self, order: Int64) -> Int64:
         """Slots of the entries at positions `order` (0 = oldest)."""
         return (self.head + order) % max(1, self.allocated)
+
+    def _to_drop(self, kept: int) -> int:
+        """How many of the oldest make room for so many that are kept."""
+        return min(self.count, max(0, self.count + kept - self.capacity))
 
     def _forget_gaps(self) -> None:
         """Drops ids that have become implicit again, and times of entries that are gone."""

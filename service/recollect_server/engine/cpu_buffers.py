@@ -70,10 +70,11 @@ class CpuBuffers:
 
     def compact(self, slots: Int64) -> None:
         """See `Store.compact`."""
-        for rows in (self._keys, self._values):
-            chosen = rows[:, slots]  # a copy, which is to leave nothing behind either
-            rows[:, : slots.size] = chosen
-            chosen.fill(0)
+        # Copies of both before either moves: where there is no memory for one, nothing has moved.
+        chosen = [rows[:, slots] for rows in (self._keys, self._values)]
+        for rows, copies in zip((self._keys, self._values), chosen, strict=True):
+            rows[:, : slots.size] = copies
+            copies.fill(0)  # they are to leave nothing behind either
 
     def clear(self) -> None:
         """See `Store.clear`."""

@@ -25,6 +25,7 @@ from recollect_server.engine.row_by_row import RowByRow
 from recollect_server.engine.tiles import in_parts, tokens_of_part
 from recollect_server.engine.torch_choice import AUTO, Choice
 from recollect_server.engine.torch_index import BankIndex, IndexRule
+from recollect_server.engine.torch_memory import exhausts, exhausts_in_steps
 from recollect_server.engine.torch_search import ExactSearch, searches_for
 
 TORCH_TYPES = {
@@ -41,7 +42,7 @@ class TorchDevice:
     """Implements the `Device` port.
 
     Args:
-        device: For PyTorch: "cuda", "cuda:1", or "cpu".
+        device: For PyTorch: "cuda" (the current one, from now on), "cuda:1", or "cpu".
         search: How to search exactly: "faiss", "product" or "fused" where there are such; "auto" measures.
         index: What banks are searched by, whatever their namespaces ask for; for tests.
         ways: To search exactly; those of the device if None.
@@ -60,6 +61,9 @@ class TorchDevice:
         ways: Sequence[ExactSearch] | None = None,
     ) -> None:
         self._device = torch.device(device)
+        if self._device == torch.device("cuda"):
+            # Which one is current may change, and differs between threads.
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._index = index
         ways = searches_for(self._device) if ways is None else ways
         self._choice = Choice(ways, self._device, forced=search)
@@ -92,33 +96,47 @@ class TorchStore(NoUpkeep, RowByRow):
         self._keys = self._zeros(0, spec.key_dim)
         self._values = self._zeros(0, spec.value_dim)
 
+    @exhausts_in_steps
     def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
         """See `Store.growing`. A GPU copies a gigabyte in some milliseconds: it does so in one step."""
         yield work.moved(length_of(live) * self._spec.entry_bytes)
-        self._index.moved(_places(live, self._device), allocated)
-        self._keys = _moved(self._keys, self._zeros(allocated, self._spec.key_dim), live)
-        self._values = _moved(self._values, self._zeros(allocated, self._spec.value_dim), live)
+        # All that takes memory comes first: where there is none, nothing has moved.
+        places = _places(live, self._device)
+        keys = self._zeros(allocated, self._spec.key_dim)
+        values = self._zeros(allocated, self._spec.value_dim)
+        for old, new in ((self._keys, keys), (self._values, values)):
+            _copy(old, new, live)
+        for old in (self._keys, self._values):
+            old.zero_()
+        self._keys, self._values = keys, values
+        self._index.moved(places, allocated)
 
     def touch(self, slots: int) -> Steps[None]:
         """See `Store.touch`. A card's memory is there."""
         del slots
         yield 0
 
+    @exhausts
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
-        """See `Store.write`."""
-        k, v = self._upload(keys), self._upload(values)
+        """See `Store.write`. Head by head, where slots lie together: so it takes no memory of the card."""
+        k, v = _on_host(keys), _on_host(values)
         for write in writes:
-            self._keys[:, write.slots] = k[:, write.tokens]
-            self._values[:, write.slots] = v[:, write.tokens]
-            self._index.wrote(write.slots, k[:, write.tokens])
+            for rows, new in ((self._keys, k), (self._values, v)):
+                for head in range(self._spec.heads):
+                    rows[head, write.slots].copy_(new[head, write.tokens])
+            self._index.wrote(write.slots, self._keys[:, write.slots])
 
+    @exhausts
     def compact(self, slots: Int64) -> None:
-        """See `Store.compact`."""
+        """See `Store.compact`. Head by head: there is no memory for another bank on a full card."""
         places = torch.from_numpy(slots).to(self._device)
-        for rows in (self._keys, self._values):
-            chosen = rows[:, places]  # a copy, which is to leave nothing behind either
-            rows[:, : slots.size] = chosen
-            chosen.zero_()
+        # All that takes memory comes first: where there is none, nothing has moved.
+        moving = [(rows, rows.new_empty((slots.size, rows.shape[2]))) for rows in (self._keys, self._values)]
+        for rows, scratch in moving:
+            for head in rows:
+                torch.index_select(head, 0, places, out=scratch)
+                head[: slots.size].copy_(scratch)
+            scratch.zero_()  # which is to leave nothing behind either
         self._index.moved(places, self._keys.shape[1])
 
     def clear(self) -> None:
@@ -143,6 +161,7 @@ class TorchStore(NoUpkeep, RowByRow):
         """See `Store.search_work`."""
         return self._spec.heads * self._index.search_work(queries, entries, dim=self._spec.key_dim)
 
+    @exhausts_in_steps
     def search(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, exact: bool = False
     ) -> Steps[Hits]:
@@ -151,6 +170,7 @@ class TorchStore(NoUpkeep, RowByRow):
         shape = (*queries.shape[:2], top_k)
         return Hits(scores=scores.view(shape).cpu().numpy(), slots=slots.view(shape).cpu().numpy())
 
+    @exhausts_in_steps
     def attend(
         self, queries: DenseArray, live: Sequence[slice], top_k: int, *, scale: float, exact: bool = False
     ) -> Steps[Attention]:
@@ -176,6 +196,7 @@ class TorchStore(NoUpkeep, RowByRow):
             slots=slots.view(*shape, top_k).cpu().numpy(),
         )
 
+    @exhausts_in_steps
     def attend_backward(
         self,
         queries: DenseArray,
@@ -227,7 +248,11 @@ class TorchStore(NoUpkeep, RowByRow):
         heads, dim = self._spec.heads, self._spec.key_dim
         grouped = q.reshape(heads, -1, dim)  # [Hkv, Hq/Hkv * T, Dk]
         way = yield from self._choice.way_for(
-            heads=heads, dim=dim, dtype=q.dtype, top_k=top_k, queries=grouped.shape[1]
+            heads=heads,
+            dims=(dim, self._spec.value_dim),
+            dtype=q.dtype,
+            top_k=top_k,
+            queries=grouped.shape[1],
         )
         if exact:
             found = yield from torch_scan.exact(
@@ -252,6 +277,7 @@ class TorchStore(NoUpkeep, RowByRow):
         widest = max(self._spec.key_dim, self._spec.value_dim)
         return max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
 
+    @exhausts
     def _pairs(self, buffer: Tensor, slots: Int64, into: Raw | None, head: int | None) -> DenseArray:
         chosen = torch.from_numpy(slots).to(self._device)
         query_heads = slots.shape[0]
@@ -268,10 +294,7 @@ class TorchStore(NoUpkeep, RowByRow):
         return DenseArray(into, dtype)
 
     def _upload(self, array: DenseArray) -> Tensor:
-        # torch.from_numpy wants a writable array and knows no bfloat16: its bits travel as int16.
-        raw = np.ascontiguousarray(array.raw)
-        bits = torch.from_numpy(raw.view(np.int16 if raw.itemsize == 2 else np.int32).copy())
-        return bits.view(TORCH_TYPES[array.dtype]).to(self._device)
+        return _on_host(array).to(self._device)
 
     def _zeros(self, slots: int, dim: int) -> Tensor:
         dtype = TORCH_TYPES[self._spec.dtype]
@@ -289,14 +312,19 @@ def _places(live: Sequence[slice], device: torch.device) -> Tensor:
     return torch.cat(slots) if slots else torch.zeros(0, dtype=torch.int64, device=device)
 
 
-def _moved(old: Tensor, new: Tensor, live: Sequence[slice]) -> Tensor:
+def _copy(old: Tensor, new: Tensor, live: Sequence[slice]) -> None:
     first = 0
     for segment in live:
         size = segment.stop - segment.start
         new[:, first : first + size] = old[:, segment]
         first += size
-    old.zero_()
-    return new
+
+
+def _on_host(array: DenseArray) -> Tensor:
+    # torch.from_numpy wants a writable array and knows no bfloat16: its bits travel as int16.
+    raw = np.ascontiguousarray(array.raw)
+    bits = torch.from_numpy(raw.view(np.int16 if raw.itemsize == 2 else np.int32).copy())
+    return bits.view(TORCH_TYPES[array.dtype])
 
 
 def _download(pairs: Tensor, dtype: Dtype) -> DenseArray:

@@ -5,6 +5,7 @@ Training, filling and retraining are done in pieces, after reads, as much at a t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +18,11 @@ from recollect_server.domain.steps import Steps
 from recollect_server.engine.samples import place
 from recollect_server.engine.torch_kmeans import centroids_of, chunk_rows
 from recollect_server.engine.torch_lists import LISTS_MAX, Lists
+from recollect_server.engine.torch_merge import recall_of
 from recollect_server.engine.torch_scan import Found, Pause, exact, probed
 from recollect_server.engine.torch_search import ExactSearch, ProductSearch
+
+log = logging.getLogger(__name__)
 
 EXACT, IVF, AUTO = "exact", "ivf", "auto"
 
@@ -57,9 +61,6 @@ PROBED_MAX = 4
 DRIFT = 0.85
 """Retrained when keys come that are only this share as near to their centroids as at training, or less."""
 
-SCORE_ERROR = 1e-5
-"""Of two products of the same vectors, as a part of the largest."""
-
 
 @dataclass(slots=True)
 class _Watch:
@@ -93,6 +94,7 @@ class BankIndex:
         self._start = self._total = self._written = 0
         self._retry_at = 0
         self._reason = ""
+        self._has_told = False
         self._forget()
 
     def _forget(self) -> None:
@@ -135,9 +137,15 @@ class BankIndex:
     # ---- what happens to the bank ----
 
     def wrote(self, slots: slice, keys: Tensor) -> None:
-        """Keys [H, T, D] have been written to `slots`."""
+        """Keys [H, T, D] have been written to `slots`. Where lists cannot follow there are none any more."""
+        self._written += slots.stop - slots.start
+        try:
+            self._take_in(slots, keys)
+        except Exception as error:  # a full card, as a rule: what was written is there all the same
+            self._fail("could not take in new entries", error, keeps_lists=False)
+
+    def _take_in(self, slots: slice, keys: Tensor) -> None:
         size = slots.stop - slots.start
-        self._written += size
         for each in (self._lists, self._draft):
             if each is not None:
                 each.make_way(slots.start, size)
@@ -152,7 +160,16 @@ class BankIndex:
             self._give_up("the keys gather in too few lists")
 
     def moved(self, slots: Tensor, allocated: int) -> None:
-        """The live entries were in `slots`, oldest first; they are now at the front of `allocated`."""
+        """The live entries were in `slots`, oldest first; they are now at the front of `allocated`.
+
+        Where lists cannot follow there are none any more.
+        """
+        try:
+            self._renumber(slots, allocated)
+        except Exception as error:
+            self._fail("could not follow entries that moved", error, keeps_lists=False)
+
+    def _renumber(self, slots: Tensor, allocated: int) -> None:
         self._stop_building()
         if self._lists is None:
             return
@@ -182,12 +199,16 @@ class BankIndex:
         pause: Pause,
     ) -> Steps[Found]:
         """As `exact`, or by the inverted file where there is one that holds the recall."""
-        self._at(live)
+        try:
+            self._at(live)
+        except Exception as error:
+            self._fail("could not follow entries that left", error, keeps_lists=False)
         lists = self._lists
         if lists is not None and 8 * top_k > self._total:
             lists = None  # so many are wanted that most lists would be read
         if lists is not None and not self._watch.probes:
-            yield from self._calibrate(lists, queries, keys, live=live, top_k=top_k, pause=pause)
+            judging = self._calibrate(lists, queries, keys, live=live, top_k=top_k, pause=pause)
+            yield from self._beside(judging, "could not be judged")
             lists = self._lists
         heads, count, dim = queries.shape
         if lists is None:
@@ -197,9 +218,17 @@ class BankIndex:
             probes = self._watch.probes
             found = yield from probed(lists, queries, keys, probes=probes, top_k=top_k, pause=pause)
             done = heads * work.searched(count * probes, lists.count // lists.centroids.shape[1], dim)
-            yield from self._sample(found, queries, keys, live=live, done=done, pause=pause)
-        yield from self._build_some(keys, done, pause)
+            sampling = self._sample(found, queries, keys, live=live, done=done, pause=pause)
+            yield from self._beside(sampling, "could not be compared with exact search")
+        yield from self._beside(self._build_some(keys, done, pause), "could not be trained")
         return found
+
+    def _beside(self, steps: Steps[None], what: str) -> Steps[None]:
+        """Takes steps that are no part of an answer: it is given though they fail."""
+        try:
+            yield from steps
+        except Exception as error:
+            self._fail(what, error, keeps_lists=self._watch.probes > 0)
 
     def _at(self, live: Sequence[slice]) -> None:
         """Takes note of what is live."""
@@ -319,9 +348,11 @@ class BankIndex:
         slots = (self._start + order.to(keys.device)) % keys.shape[1]
         centroids = []
         for head in range(keys.shape[0]):
-            sample = keys[head, slots]  # a copy, which is to leave nothing behind
-            centroids.append((yield from centroids_of(sample, lists, generator=generator)))
-            sample.zero_()
+            sample = keys[head, slots]
+            try:
+                centroids.append((yield from centroids_of(sample, lists, generator=generator)))
+            finally:
+                sample.zero_()  # a copy, which is to leave nothing behind
         draft = Lists(torch.stack(centroids), keys.shape[1], head=self._start)
         self._draft, fit = draft, 0.0
         size = chunk_rows(lists * keys.shape[0])
@@ -329,8 +360,10 @@ class BankIndex:
             part = min(size, self._total - draft.count)
             places = (draft.end + torch.arange(part, device=keys.device)) % keys.shape[1]
             block = keys[:, places]
-            fits, near = draft.add(block)
-            block.zero_()
+            try:
+                fits, near = draft.add(block)
+            finally:
+                block.zero_()
             if not fits:
                 self._draft = None
                 self._give_up("the keys gather in too few lists")
@@ -349,17 +382,17 @@ class BankIndex:
         if self._lists is None:
             self._retry_at = 0
 
+    def _fail(self, what: str, error: Exception, *, keeps_lists: bool) -> None:
+        """Frees what was begun, and rests until as much again has been written."""
+        if not self._has_told:
+            log.warning("an inverted file %s: %r", what, error)
+        self._has_told = True
+        if not keeps_lists:
+            self._forget()
+        self._stop_building()
+        self._reason, self._retry_at = f"the inverted file {what}", self._written + max(1, self._total // 2)
+
     def _give_up(self, reason: str) -> None:
         """Exact search answers until as much again has been written."""
         self._forget()
         self._reason, self._retry_at = reason, self._written + max(1, self._total // 2)
-
-
-def recall_of(found: Tensor, wanted: Tensor) -> float:
-    """Share of the wanted neighbours that were found, by scores [H, N, K] alone: equal ones are as good."""
-    present = wanted.isfinite()
-    if not present.any():
-        return 1.0
-    error = SCORE_ERROR * wanted[present].abs().max()
-    least = wanted.masked_fill(~present, float("inf")).amin(dim=-1, keepdim=True)
-    return float((found >= least - error).sum() / present.sum())

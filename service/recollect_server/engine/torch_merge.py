@@ -1,9 +1,12 @@
-"""Candidates of a search: the best of them, and what stands where there is none."""
+"""Candidates of a search: the best of them, what stands where there is none, and how many were found."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+SCORE_ERROR = 1e-5
+"""Of two products of the same vectors, as a part of the largest."""
 
 
 def empty(queries: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -32,3 +35,13 @@ def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], top_k: int)
     """The best of two sets of candidates."""
     scores = torch.cat([one[0], other[0]], dim=-1)
     return best_of(scores, torch.cat([one[1], other[1]], dim=-1), top_k)
+
+
+def recall_of(found: Tensor, wanted: Tensor) -> float:
+    """Share of the wanted neighbours that were found, by scores [H, N, K] alone: equal ones are as good."""
+    present = wanted.isfinite()
+    if not present.any():
+        return 1.0
+    error = SCORE_ERROR * wanted[present].abs().max()
+    least = wanted.masked_fill(~present, float("inf")).amin(dim=-1, keepdim=True)
+    return float((found >= least - error).sum() / present.sum())

@@ -141,8 +141,9 @@ def _weigh(
         tl.store(lse + query, logged, mask=here)
 
 
-_select_kernel = triton.jit(_select)
-_weigh_kernel = triton.jit(_weigh)
+# Triton compiles anew for a number that is 1, or a multiple of 16: of these almost every call has others.
+_select_kernel = triton.jit(do_not_specialize=["count", "live", "start", "size", "again"])(_select)
+_weigh_kernel = triton.jit(do_not_specialize=["count"])(_weigh)
 
 
 class FusedSearch:
@@ -174,26 +175,27 @@ class FusedSearch:
         shape = (heads, count, parts * kept)
         scores = torch.empty(shape, dtype=torch.float32, device=queries.device)
         slots = torch.empty(shape, dtype=torch.int32, device=queries.device)
-        _select_kernel[(triton.cdiv(count, block_m), parts, heads)](
-            queries,
-            keys,
-            scores,
-            slots,
-            count,
-            size,
-            live[0].start,
-            live[0].stop - live[0].start,
-            live[-1].start,
-            keys.stride(0),
-            part_rows,
-            dim,
-            BM=block_m,
-            BN=block_n,
-            BD=min(64, max(16, triton.next_power_of_2(dim))),
-            KP=kept,
-            # The interpreter multiplies the bits of bfloat16 as if they were integers.
-            WIDEN=queries.dtype is torch.bfloat16 and not queries.is_cuda,
-        )
+        with torch.cuda.device_of(queries):  # Triton launches on the current one
+            _select_kernel[(triton.cdiv(count, block_m), parts, heads)](
+                queries,
+                keys,
+                scores,
+                slots,
+                count,
+                size,
+                live[0].start,
+                live[0].stop - live[0].start,
+                live[-1].start,
+                keys.stride(0),
+                part_rows,
+                dim,
+                BM=block_m,
+                BN=block_n,
+                BD=min(64, max(16, triton.next_power_of_2(dim))),
+                KP=kept,
+                # The interpreter multiplies the bits of bfloat16 as if they were integers.
+                WIDEN=queries.dtype is torch.bfloat16 and not queries.is_cuda,
+            )
         return best_of(scores, slots.long(), top_k)
 
     def weigh(self, scores: Tensor, slots: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -205,20 +207,21 @@ class FusedSearch:
         if not count or not values.shape[1]:
             return output, lse
         block_d = min(128, max(16, triton.next_power_of_2(dim)))
-        _weigh_kernel[(triton.cdiv(count, 16), triton.cdiv(dim, block_d), heads)](
-            scores.contiguous(),
-            slots.contiguous(),
-            values,
-            output,
-            lse,
-            scale,
-            count,
-            values.stride(0),
-            dim,
-            top_k,
-            BM=16,
-            BD=block_d,
-        )
+        with torch.cuda.device_of(scores):
+            _weigh_kernel[(triton.cdiv(count, 16), triton.cdiv(dim, block_d), heads)](
+                scores.contiguous(),
+                slots.contiguous(),
+                values,
+                output,
+                lse,
+                scale,
+                count,
+                values.stride(0),
+                dim,
+                top_k,
+                BM=16,
+                BD=block_d,
+            )
         return output, lse
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from recollect_server.domain.eviction import (
     BeforeSequence,
@@ -23,9 +24,13 @@ def push(ring: Ring, tokens: int, *, second: int = 0) -> int:
     """Grows as a bank does, then pushes."""
     allocated = ring.allocation_for(tokens)
     if allocated > ring.allocated:
-        ring.grow(allocated)
-    _, evicted = ring.push(tokens, second=second)
-    return evicted
+        ring.grow(allocated, ids=ring.ids_in_front(allocated))
+    return ring.push(tokens, second=second)
+
+
+def keep(ring: Ring, order: NDArray[np.int64]) -> None:
+    """Compacts as a bank does."""
+    ring.keep(order.size, ids=ring.ids_in_front(ring.allocated, order=order))
 
 
 steps = st.lists(st.tuples(st.sampled_from(["push", "drop", "keep"]), st.integers(0, 90)), max_size=30)
@@ -38,7 +43,14 @@ def test_any_sequence(capacity: int, steps: list[tuple[str, int]]) -> None:
     for what, number in steps:
         if what == "push":
             wanted = max(0, len(ids) + number - capacity)
+            if (allocated := ring.allocation_for(number)) > ring.allocated:
+                ring.grow(allocated, ids=ring.ids_in_front(allocated))
+            writes = ring.writes_for(number)
             assert push(ring, number) == wanted
+            for write in writes:
+                slots_written = np.arange(write.slots.start, write.slots.stop)
+                tokens = np.arange(write.tokens.start, write.tokens.stop)
+                assert ring.ids_of_slots(slots_written).tolist() == (next_id + tokens).tolist()
             ids = [*ids, *range(next_id, next_id + number)][-capacity:]
             next_id += number
         elif what == "drop":
@@ -46,7 +58,7 @@ def test_any_sequence(capacity: int, steps: list[tuple[str, int]]) -> None:
             ids = ids[number:]
         else:
             order = np.flatnonzero(np.arange(len(ids)) % (number + 2) > 0).astype(np.int64)
-            ring.keep(order)
+            keep(ring, order)
             ids = [ids[i] for i in order]
         assert ring.ids().tolist() == ids
         assert ring.count == len(ids)
@@ -74,7 +86,7 @@ def test_times_of_any_sequence(steps: list[tuple[str, int]]) -> None:
             seconds = seconds[number:]
         else:
             order = np.flatnonzero(np.arange(len(seconds)) % (number + 2) > 0).astype(np.int64)
-            ring.keep(order)
+            keep(ring, order)
             seconds = [seconds[i] for i in order]
         assert ring.seconds().tolist() == seconds
 
@@ -86,7 +98,7 @@ def test_bookkeeping_stays_small() -> None:
         push(ring, 10, second=second)
     assert len(ring._ages._firsts) < 1000
     has_ids = [ring._ids is not None]
-    ring.keep(np.flatnonzero(np.arange(4096) != 2000))
+    keep(ring, np.flatnonzero(np.arange(4096) != 2000))
     has_ids.append(ring._ids is not None)
     push(ring, 4096, second=100_001)
     has_ids.append(ring._ids is not None)
@@ -97,8 +109,9 @@ def test_writes_cover_what_is_kept() -> None:
     """Tokens of an add were written to the wrong slots, or those evicted at once were written too."""
     ring = Ring(100, first_sequence=0)
     push(ring, 100)
-    writes, evicted = ring.push(130, second=0)
-    assert evicted == 130
+    writes = ring.writes_for(130)
+    assert ring.ids().tolist() == list(range(100)), "nothing has changed yet"
+    assert ring.push(130, second=0) == 130
     tokens = [token for write in writes for token in range(write.tokens.start, write.tokens.stop)]
     assert tokens == list(range(30, 130))
     slots = [slot for write in writes for slot in range(write.slots.start, write.slots.stop)]

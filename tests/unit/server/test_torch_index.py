@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 import pytest
+import torch
 
 from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, from_float32
@@ -12,8 +15,10 @@ from recollect_server.domain.eviction import ByIds, Oldest
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import run_through
 from recollect_server.domain.usage import Usage
+from recollect_server.engine import torch_index
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
 from recollect_server.engine.torch_index import IndexRule
+from recollect_server.engine.torch_lists import Lists
 
 HEADS, DIM, CENTRES = 2, 16, 60
 Float = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -219,3 +224,65 @@ def test_upkeep_is_done_after_reads() -> None:
     assert isinstance(store, TorchStore)
     assert not store.upkeep_work(live)
     assert not run_through(store.upkeep(live))
+
+
+@pytest.mark.parametrize("what", ["add", "centroids_of", "recall_of"])
+def test_background_work_that_fails_fails_no_read(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read that was answered fails since training found no memory, or half-made lists are kept."""
+
+    def fails(*_: object, **__: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made, bank = Mixture(), bank_of(4000)
+    add(bank, made.draw(2000))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lists if what == "add" else torch_index, what, fails)
+        for _ in range(60):
+            assert recall_of(bank, made.draw(64)) == 1.0
+        store = bank._store
+        assert isinstance(store, TorchStore)
+        assert store.index_bytes == 0
+        assert "could not be" in bank.index_state.reason
+        assert len(caplog.records) == 1
+        assert "CUDA out of memory" in caplog.text
+    add(bank, made.draw(1500))  # now it is tried again
+    trained(bank, made)
+    assert recall_of(bank, made.draw(100)) >= 0.92
+
+
+def test_comparing_that_fails_keeps_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good inverted file is thrown away, or a read fails, since it could not be compared just then."""
+
+    def fails(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made, bank = Mixture(), bank_of(4000)
+    add(bank, made.draw(4000))
+    trained(bank, made)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_index, "recall_of", fails)
+        assert recall_of(bank, made.draw(100)) >= 0.92
+    assert bank.index_state.index == "ivf"
+    for _ in range(5):
+        assert recall_of(bank, made.draw(100)) >= 0.92
+
+
+@pytest.mark.parametrize("what", ["begin_at", "add", "renumbered"])
+def test_lists_that_cannot_follow_are_given_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An add, an eviction or a read fails since lists found no memory, or what they missed is not found."""
+
+    def fails(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made, bank = Mixture(), bank_of(4000)
+    add(bank, made.draw(4000))
+    trained(bank, made)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lists, what, fails)
+        add(bank, made.draw(300))
+        bank.evict(ByIds(np.arange(500, 3000, 7)), now_s=0.0)
+        assert recall_of(bank, made.draw(64)) == 1.0
+    assert bank.index_state.index == "exact"
+    assert recall_of(bank, made.draw(64)) == 1.0

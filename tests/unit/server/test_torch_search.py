@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import pytest
 import torch
 
-from recollect_server.domain.steps import run_through
 from recollect_server.engine import attention_torch, torch_search
-from recollect_server.engine.torch_choice import Choice
 from recollect_server.engine.torch_search import ExactSearch, ProductSearch, fused_search, has_triton
 
 if not torch.cuda.is_available():
@@ -109,78 +109,6 @@ def test_tiles_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     check(ProductSearch(), q, keys, [slice(250, 300), slice(0, 130)], 16)
 
 
-class Scripted(ProductSearch):
-    """Takes as long as it is told, by the clock of `Script`; may fail or answer wrongly."""
-
-    def __init__(
-        self, name: str, script: Script, *, takes_s: float, error: float = 0.0, fails: bool = False
-    ) -> None:
-        self.name = name
-        self._script, self._takes_s, self._error, self._fails = script, takes_s, error, fails
-
-    def top_k_of(
-        self, queries: torch.Tensor, keys: torch.Tensor, live: Sequence[slice], top_k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._script.now_s += self._takes_s
-        self._script.calls += 1
-        if self._fails:
-            raise RuntimeError("out of registers")
-        scores, slots = super().top_k_of(queries, keys, live, top_k)
-        return scores + self._error, slots
-
-
-class Script:
-    """A clock that ways move."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self.calls = 0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def choose(choice: Choice, queries: int = 5) -> str:
-    way = run_through(choice.way_for(heads=1, dim=4, dtype=torch.float32, top_k=3, queries=queries))
-    return way.name
-
-
-def test_the_fastest_way_is_chosen_once_for_each_kind_of_question() -> None:
-    """A card is searched the slower way, or measured again with each call."""
-    script = Script()
-    ways = [Scripted("slow", script, takes_s=2.0), Scripted("fast", script, takes_s=1.0)]
-    choice = Choice(ways, torch.device("cpu"), clock=script)
-    assert choose(choice) == "fast"
-    calls = script.calls
-    assert choose(choice, queries=7) == "fast"  # of the same size class
-    assert script.calls == calls
-    assert choose(choice, queries=9) == "fast"
-    assert script.calls > calls
-
-
-def test_a_way_that_fails_or_errs_is_left_out() -> None:
-    """A kernel that does not compile on a card, or is wrong there, answers calls."""
-    script = Script()
-    ways = [
-        Scripted("right", script, takes_s=3.0),
-        Scripted("wrong", script, takes_s=1.0, error=1.0),
-        Scripted("broken", script, takes_s=1.0, fails=True),
-    ]
-    choice = Choice(ways, torch.device("cpu"), clock=script)
-    assert choose(choice) == "right"
-    assert set(choice.failures) == {"wrong", "broken"}
-
-
-def test_a_way_can_be_forced() -> None:
-    """Who knows better than the measurement cannot say so, or a misspelt name goes unnoticed."""
-    script = Script()
-    ways = [Scripted("slow", script, takes_s=2.0), Scripted("fast", script, takes_s=1.0)]
-    assert choose(Choice(ways, torch.device("cpu"), forced="slow", clock=script)) == "slow"
-    assert script.calls == 0
-    with pytest.raises(ValueError, match="auto, slow, fast"):
-        Choice(ways, torch.device("cpu"), forced="slwo")
-
-
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -212,3 +140,75 @@ def test_the_kernels_compile_for_a_card() -> None:
         pytest.skip(NO_TRITON)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+
+
+class Launched(Protocol):
+    """A kernel of Triton."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]: ...
+
+
+VARIANTS = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime.jit import create_function_from_signature
+from recollect_server.engine import triton_fused as fused
+
+def variants(kernel, calls):
+    backend = CUDABackend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    return len({str(bind(*arguments, **constants)[1]) for arguments, constants in calls})
+
+x, f, i, l = (torch.empty(64, dtype=each) for each in (torch.half, torch.float, torch.int32, torch.int64))
+constants = dict(BM=16, BN=128, BD=64, KP=32, WIDEN=False)
+select = [
+    ((x, x, f, i, count, live, start, size, again, 65536 * 64, 1024, 64), constants)
+    for count in (1, 3, 16) for live in (1, 100, 4096) for start in (0, 1, 7, 32)
+    for size in (1, 5, 48) for again in (0, 1, 9, 64)
+]
+weigh = [((f, l, x, f, f, 0.5, count, 65536 * 64, 64, 32), dict(BM=16, BD=64)) for count in (1, 3, 16, 40)]
+print(variants(fused._select_kernel, select), variants(fused._weigh_kernel, weigh))
+"""
+
+
+def test_kernels_are_compiled_once_for_ordinary_calls() -> None:
+    """Where a ring begins, or how many queries there are, has Triton compile for a second, over and over."""
+    if not has_triton():
+        pytest.skip(NO_TRITON)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    asked = [sys.executable, "-c", VARIANTS]
+    said = subprocess.run(asked, check=True, env=environment, capture_output=True, text=True).stdout
+    assert said.split() == ["1", "1"]
+
+
+def test_kernels_are_launched_on_the_card_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two cards, a kernel for the second is launched on the first and reads memory that is not its."""
+    if not has_triton() or torch.cuda.is_available():
+        pytest.skip("needs Triton's interpreter")
+    from recollect_server.engine import triton_fused
+
+    way, entered = fused_search(), list[torch.Tensor]()
+    is_inside = [False]
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        is_inside[0] = True
+        yield
+        is_inside[0] = False
+
+    class Kernel:
+        def __init__(self, real: Launched) -> None:
+            self.real = real
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            assert is_inside[0]
+            return self.real[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("_select_kernel", "_weigh_kernel"):
+        monkeypatch.setattr(triton_fused, name, Kernel(getattr(triton_fused, name)))
+    keys = torch.randn(1, 40, 8, generator=torch.Generator().manual_seed(0))
+    check(way, keys[:, :3].clone(), keys, [slice(0, 40)], 4)
+    assert len(entered) == 2

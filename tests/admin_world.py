@@ -42,8 +42,9 @@ UNKNOWN_TOKEN = f"rk_{'ab' * 8}_{'cd' * 32}"
 class RecordOnlyNamespaces:
     """Namespaces that are records alone: of what they would hold, it notes what was to be evicted."""
 
-    def __init__(self, directory: Directory, catalog: Catalog) -> None:
+    def __init__(self, directory: Directory, catalog: Catalog, changes: Changes) -> None:
         self._directory = directory
+        self._changes = changes
         self._catalog = catalog
         self.evictions: list[tuple[str, str, tuple[str, ...] | None, tuple[int, ...], Selector]] = []
         self.breaks = False
@@ -75,7 +76,8 @@ class RecordOnlyNamespaces:
         selector: Selector,
         origin: Origin,
     ) -> int:
-        await self.get(tenant, name)
+        namespace = await self._catalog.get(await self.require_tenant(tenant), name)
+        self._changes.count(tenant, namespace.quotas, origin=origin)
         self.evictions.append((tenant, name, streams, layers, selector))
         audit = Audit(int(time.time() * 1000), origin.actor, origin.source, "namespace.evict", tenant, name)
         await self._directory.registry.append_audit(audit)
@@ -166,7 +168,7 @@ async def _furnished(directory: Directory, limits: Limits) -> World:
     ):
         tokens[holder] = (await keys.issue(tenant, scopes=scopes, origin=SERVER)).token
     catalog = Catalog(directory, changes=changes, limits=limits, clock=time.time)
-    namespaces = RecordOnlyNamespaces(directory, catalog)
+    namespaces = RecordOnlyNamespaces(directory, catalog, changes)
     telemetry = ToldTelemetry()
     checks, drained = [Check("registry", ready=True)], list[Origin]()
 

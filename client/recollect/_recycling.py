@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import threading
 import time
 import weakref
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from recollect._forks import renewed_in_child
 
 FROM_BYTES = 1024 * 1024
 """Smaller arrays come from the allocator's own memory."""
@@ -50,6 +51,7 @@ class Recycling:
         self._freed: deque[_Block] = deque()
         self._lent = 0
         self._is_watched = False
+        renewed_in_child(self)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
         """An array whose elements are anything."""
@@ -108,6 +110,3 @@ class Recycling:
 
 RESULTS = Recycling()
 """Of this process, as its allocator is."""
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=RESULTS.forked)

@@ -8,30 +8,26 @@ from torch import Tensor
 from recollect_torch._remote import Bank, Retrieved
 
 
-def fetch(queries: Tensor, bank: Bank, *, unanswered: bool) -> Retrieved:
+def fetch(queries: Tensor, bank: Bank) -> Retrieved:
     """The same as `attend`, on keys and values that are brought here; autograd does the rest."""
-    link = bank.link
-    found = None
-    if not unanswered:
-        found = link.ask(
-            "retrieve",
-            lambda m: m.search(
-                bank.layer,
-                queries.detach(),
-                top_k=bank.top_k,
-                streams=bank.streams,
-                include=("keys", "values"),
-                missing_ok=True,
-                timeout_s=link.timeout_s,
-            ),
-            of=queries,
-        )
+    found = bank.retrieve(
+        lambda m: m.search(
+            bank.layer,
+            queries.detach(),
+            top_k=bank.top_k,
+            streams=bank.streams,
+            include=("keys", "values"),
+            missing_ok=True,
+            timeout_s=bank.link.timeout_s,
+        ),
+        of=queries,
+    )
     if found is None or found.keys is None or found.values is None:
         # The shape of a real answer: where forward got one a recompute may get none, and checkpointing
         # compares the two.
         shape = (*queries.shape[:3], bank.top_k)
         keys = queries.new_zeros(()).expand(*shape, queries.shape[-1])
-        values = queries.new_zeros(()).expand(*shape, link.memory.spec.value_dim)
+        values = queries.new_zeros(()).expand(*shape, bank.link.memory.spec.value_dim)
         ids = torch.full(shape, -1, device=queries.device)
         return Retrieved(*attend_to_pairs(queries, keys, values, ids=ids), answered=False)
     keys, values = found.keys.to(queries), found.values.to(queries)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from recollect import NotFoundError, StaleEntryError
 from recollect_torch._link import Link
-from recollect_torch._memory import Attended
+from recollect_torch._memory import Attended, Memory
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,18 @@ class Bank:
         layer: Number of the layer.
         streams: One per batch row.
         top_k: Entries that each query attends to.
+        unanswered: Whether to do as if the memory were away, without asking it.
     """
 
     link: Link
     layer: int
     streams: tuple[str, ...]
     top_k: int
+    unanswered: bool = False
+
+    def retrieve(self, call: Callable[[Memory], Answer], *, of: Tensor) -> Answer | None:
+        """One read, as `Link.ask` makes it; None where it goes without an answer."""
+        return None if self.unanswered else self.link.ask("retrieve", call, of=of)
 
 
 class Retrieved(NamedTuple):
@@ -49,32 +57,27 @@ class Retrieved(NamedTuple):
     answered: bool
 
 
-def attend(queries: Tensor, bank: Bank, *, unanswered: bool) -> Retrieved:
+def attend(queries: Tensor, bank: Bank) -> Retrieved:
     """Attention over the memory by the memory; only queries, outputs and gradients travel.
 
     Args:
         queries: [B, Hq, T, Dk], scaled.
         bank: What to attend to.
-        unanswered: Do as if the memory were away, without asking it.
     """
     with_ids = torch.is_grad_enabled() and queries.requires_grad
-    link = bank.link
-    answer = None
-    if not unanswered:
-        answer = link.ask(
-            "retrieve",
-            lambda m: m.attend(
-                bank.layer,
-                queries.detach(),
-                top_k=bank.top_k,
-                streams=bank.streams,
-                scale=1.0,
-                with_ids=with_ids,
-                missing_ok=True,
-                timeout_s=link.timeout_s,
-            ),
-            of=queries,
-        )
+    answer = bank.retrieve(
+        lambda m: m.attend(
+            bank.layer,
+            queries.detach(),
+            top_k=bank.top_k,
+            streams=bank.streams,
+            scale=1.0,
+            with_ids=with_ids,
+            missing_ok=True,
+            timeout_s=bank.link.timeout_s,
+        ),
+        of=queries,
+    )
     # torch leaves `apply` untyped; here is what it takes and gives.
     apply: Callable[[Tensor, Bank, Attended | None, bool], tuple[Tensor, Tensor]] = _Attend.apply
     return Retrieved(*apply(queries, bank, answer, with_ids), answered=answer is not None)

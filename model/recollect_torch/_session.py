@@ -270,12 +270,10 @@ class Session:
     ) -> Retrieved:
         """Attention over the rows' streams; see `recollect_torch._remote.attend`."""
         assert self._link is not None
-        bank = Bank(self._link, layer, self._streams, top_k)
+        bank = Bank(self._link, layer, self._streams, top_k, unanswered)
         if not queries.shape[2]:
             return Retrieved(*nothing(queries, bank), answered=True)
-        if by_fetch:
-            return fetch(queries, bank, unanswered=unanswered)
-        return attend(queries, bank, unanswered=unanswered)
+        return fetch(queries, bank) if by_fetch else attend(queries, bank)
 
     def stage(self, layer: int, keys: Tensor, values: Tensor, *, xl_length: int, to_memory: bool) -> None:
         """Notes the keys and values of a segment, for the next commit.

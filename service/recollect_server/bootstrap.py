@@ -189,6 +189,7 @@ def _parts(settings: Settings, registry: Registry, only_tenant: str, *, telemetr
         turns=turns,
         dispatcher=dispatcher,
         directory=directory,
+        changes=changes,
         limits=limits,
         clock=time.time,
         telemetry=telemetry,

@@ -12,7 +12,7 @@ from pathlib import Path
 from recollect_server.application.directory import Directory
 from recollect_server.application.dispatch import Dispatcher
 from recollect_server.application.namespaces import Namespaces
-from recollect_server.domain.audit import SERVER, Audit
+from recollect_server.domain.audit import SERVER, TENANT_CREATED, Audit
 from recollect_server.domain.credentials import Key, digest_of, new_token, parse_key
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.registry import Creation
@@ -148,7 +148,7 @@ class Core:
             calls_queued_max=2**53,
         )
         tenant = Tenant(name, created_at_ms=_now_ms(), quotas=quotas)
-        audit = Audit(_now_ms(), SERVER.actor, SERVER.source, "tenant.create", name, name)
+        audit = Audit(_now_ms(), SERVER.actor, SERVER.source, TENANT_CREATED, name, name)
         await self.directory.registry.create_tenant(tenant, audit=audit)
         await self.directory.refresh()
 

@@ -45,7 +45,7 @@ class Keys:
 
     Args:
         directory: The registry, and what this server remembers of it.
-        changes: Bounds how often a tenant makes its own keys, and what else is told to `count_change`.
+        changes: Bounds how often a tenant makes its own keys.
         clock: Seconds since the epoch.
     """
 
@@ -82,7 +82,7 @@ class Keys:
         if tenant is None and scopes:
             raise InvalidArgumentError("scopes", "is for keys of tenants; an operator's has none")
         _check(label=label, lifetime_s=lifetime_s)
-        await self.count_change(tenant, origin=origin)
+        await self._count(tenant, origin)
         for _ in range(ATTEMPTS):
             issued = self._new(tenant, frozenset(scopes), label=label, lifetime_s=lifetime_s)
             audit = self._audit(origin, "key.issue", issued.key, details=_described(issued.key))
@@ -119,7 +119,7 @@ class Keys:
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise InvalidArgumentError("overlap_s", f"is {overlap_s}; it must be from 0 to {OVERLAP_S_MAX:,}")
-        await self.count_change(tenant, origin=origin)
+        await self._count(tenant, origin)
         for _ in range(ATTEMPTS):
             old = await self._get(tenant, key_id)
             ending, issued = self._replaced(old, overlap_s=overlap_s)
@@ -150,13 +150,7 @@ class Keys:
             return revoked
         raise being_changed(key_id)
 
-    async def count_change(self, tenant: str | None, *, origin: Origin) -> None:
-        """Counts a change in the tenant's `changes_per_minute`; those of operators are free.
-
-        Raises:
-            TenantNotFoundError: There is no such tenant.
-            QuotaExceededError: It has made too many.
-        """
+    async def _count(self, tenant: str | None, origin: Origin) -> None:
         if tenant is None:
             return
         found = await self._directory.tenant(tenant)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from recollect_server.application.catalog import Catalog
+from recollect_server.application.changes import Changes
 from recollect_server.application.commands import Describe, Evict, Stats
 from recollect_server.application.directory import Directory
 from recollect_server.application.dispatch import Dispatcher, Job
@@ -36,6 +37,7 @@ class Namespaces:
         turns: At the device.
         dispatcher: Of the device.
         directory: Of tenants.
+        changes: Bounds how often a tenant has entries removed by its own key.
         limits: The server's bounds.
         clock: Seconds since the epoch.
         telemetry: Told what is freed.
@@ -50,6 +52,7 @@ class Namespaces:
         turns: Turns,
         dispatcher: Dispatcher,
         directory: Directory,
+        changes: Changes,
         limits: Limits,
         clock: Clock,
         telemetry: Telemetry,
@@ -60,6 +63,7 @@ class Namespaces:
         self._turns = turns
         self._dispatcher = dispatcher
         self._directory = directory
+        self._changes = changes
         self._limits = limits
         self._clock = clock
         self._telemetry = telemetry
@@ -111,11 +115,14 @@ class Namespaces:
     ) -> int:
         """Removes entries of some streams, or of all (None); returns how many, and notes it in the audit log.
 
+        Counted as a change: there may be no end of them, and each is a line of that log.
+
         Raises:
             RecollectError: Of the domain's tree.
         """
         caller = await self.require_tenant(tenant)
         namespace = await self._catalog.get(caller, name)
+        self._changes.count(tenant, namespace.quotas, origin=origin)
         # Before the act: an eviction without its line in the log would be worse than a line too many.
         await self._directory.registry.append_audit(
             self._audit(origin, "namespace.evict", tenant=tenant, target=name, details=in_words(selector))

@@ -61,11 +61,10 @@ class Row(NamedTuple):
 
 def attend_rows(
     queries: Raw,
-    places: Sequence[Place],
+    rows: Sequence[Row],
     *,
     query_dtype: Dtype,
     dtype: Dtype,
-    live: Sequence[Sequence[slice]],
     value_dim: int,
     top_k: int,
     scale: float,
@@ -74,10 +73,9 @@ def attend_rows(
 
     Args:
         queries: [banks, heads, n, Dk], contiguous.
-        places: Of the banks.
+        rows: The banks.
         query_dtype: What the bits of queries mean.
         dtype: What the bits of keys and values mean.
-        live: Of each bank, at most two slices of slots.
         value_dim: Dv.
         top_k: K.
         scale: Of the scores.
@@ -90,7 +88,7 @@ def attend_rows(
     output = np.empty((banks, heads, count, value_dim), dtype=np.float32)
     lse = np.empty((banks, heads, count), dtype=np.float32)
     slots = np.empty((banks, heads, count, top_k), dtype=np.int64)
-    rows = np.array([(*place, *_bounds(parts)) for place, parts in zip(places, live, strict=True)], np.int64)
+    places = np.array([(*place, *_bounds(live)) for place, live in rows], np.int64)
     bound = _Rows(
         *map(address, (queries, output, lse, slots)),
         banks,
@@ -104,7 +102,7 @@ def attend_rows(
         DTYPES[dtype],
         scale,
     )
-    library().rc_attend_rows(ctypes.byref(bound), address(rows))
+    library().rc_attend_rows(ctypes.byref(bound), address(places))
     return output, lse, slots
 
 
@@ -119,13 +117,11 @@ def attend_together(
 ) -> Attention:
     """Exact attention of queries [B, Hq, T, Dk], each over a bank of its own; B is not 0."""
     banks, query_heads, tokens, dim = queries.shape
-    places, live = zip(*rows, strict=True)
     output, lse, slots = attend_rows(
         np.ascontiguousarray(queries.raw).reshape(banks, spec.heads, -1, dim),
-        places,
+        rows,
         query_dtype=queries.dtype,
         dtype=spec.dtype,
-        live=live,
         value_dim=spec.value_dim,
         top_k=top_k,
         scale=scale,

@@ -38,11 +38,15 @@ class Full(TorchDispatchMode):
 
     Args:
         after: Allocations that succeed.
+
+    Attributes:
+        taken: Bytes of each of them.
     """
 
     def __init__(self, after: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's is not annotated
         self.left = after
+        self.taken: list[int] = []
 
     def __torch_dispatch__(
         self,
@@ -53,11 +57,17 @@ class Full(TorchDispatchMode):
     ) -> object:
         del types
         returns = func._schema.returns
-        if returns and all(each.alias_info is None and "Tensor" in str(each.type) for each in returns):
+        allocates = returns and all(
+            each.alias_info is None and "Tensor" in str(each.type) for each in returns
+        )
+        if allocates:
             self.left -= 1
             if self.left == -1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-        return func(*args, **(kwargs or {}))
+        made: object = func(*args, **(kwargs or {}))
+        if allocates and isinstance(made, torch.Tensor):
+            self.taken.append(made.nbytes)
+        return made
 
 
 def unit_keys(ids: Sequence[int]) -> Float:
@@ -176,27 +186,13 @@ def test_compaction_takes_no_memory_for_another_bank() -> None:
     bank, known = filled(500)
     store = bank._store
     assert isinstance(store, TorchStore)
-    taken: list[int] = []
-
-    class Noting(Full):
-        def __torch_dispatch__(
-            self,
-            func: torch._ops.OpOverload,
-            types: Sequence[type],
-            args: Sequence[object] = (),
-            kwargs: Mapping[str, object] | None = None,
-        ) -> object:
-            before, made = self.left, super().__torch_dispatch__(func, types, args, kwargs)
-            if self.left < before and isinstance(made, torch.Tensor):
-                taken.append(made.nbytes)
-            return made
-
     store._index.clear()
     kept = sorted(known)[5:300:3]
-    with Noting(10_000):
+    with Full(10_000) as card:
         evict(bank, known, kept)
     one_head = bank.ring.count * (KEY_DIM + VALUE_DIM) * 4
-    assert sum(taken) <= one_head + bank.ring.count * 8
+    assert card.taken
+    assert sum(card.taken) <= one_head + bank.ring.count * 8
     check(bank, known)
 
 

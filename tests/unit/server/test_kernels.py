@@ -260,10 +260,12 @@ def test_several_banks_at_once(isa: str, threads: int, dtype: Dtype, count: int)
     values = [normal(rng, heads, size, 24, dtype=dtype) for size in sizes]
     output, lse, slots = kernel_rows.attend_rows(
         q.raw,
-        [kernel_rows.Place.of(k.raw, v.raw) for k, v in zip(keys, values, strict=True)],
+        [
+            kernel_rows.Row(kernel_rows.Place.of(k.raw, v.raw), parts)
+            for k, v, parts in zip(keys, values, live, strict=True)
+        ],
         query_dtype=dtype,
         dtype=dtype,
-        live=live,
         value_dim=24,
         top_k=top_k,
         scale=0.3,

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from recollect_server import bootstrap, lifecycle
+from recollect_server.domain.audit import Origin
+from recollect_server.domain.errors import QuotaExceededError
+from recollect_server.domain.eviction import Oldest
 from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.telemetry import NoTelemetry
+from recollect_server.domain.tenants import Quotas, Tenant
 from recollect_server.lifecycle import FirstKeys
 from recollect_server.settings import RegistrySettings, Settings
 from tests.unit.server.shaky_registry import AUDIT, PATIENCE_S, ShakyRegistry, until
@@ -77,6 +81,30 @@ async def test_what_is_deleted_elsewhere_goes_though_the_registry_blinks(
     assert parts.memories.held()
     registry.away = None
     await patiently(lambda: not parts.memories.held())
+    await parts.core.stop()
+
+
+async def test_a_tenants_own_evictions_are_counted(registry: ShakyRegistry) -> None:
+    """A tenant's key that evicts in a loop fills the audit log, which all share and which is for ever."""
+    parts = parts_of(registry, FirstKeys(operator_token=OPERATOR))
+    await parts.core.start()
+    await registry.create_tenant(Tenant("one", 0, Quotas(changes_per_minute=2)), audit=AUDIT)
+    record = NamespaceRecord("one", "n", SPEC, created_at_ms=0, uid="u")
+    await registry.create_namespace(record, at_most=10, audit=AUDIT)
+    await parts.core.directory.refresh()
+
+    async def evict(actor: str) -> int:
+        return await parts.namespaces.evict(
+            "one", "n", streams=None, layers=(), selector=Oldest(1), origin=Origin(actor, "")
+        )
+
+    assert [await evict("tenant:one/key") for _ in range(2)] == [0, 0]
+    logged = len(await registry.audit_log(tenant="one", before=0, limit=100))
+    for _ in range(2):
+        with pytest.raises(QuotaExceededError, match="evictions a minute"):
+            await evict("tenant:one/key")
+    assert len(await registry.audit_log(tenant="one", before=0, limit=100)) == logged
+    assert await evict("operator:key") == 0
     await parts.core.stop()
 
 

@@ -24,6 +24,11 @@ HEADS, DIM, CENTRES = 2, 16, 60
 Float = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
+def finds_no_memory(*_: object, **__: object) -> NoReturn:
+    """In place of what takes some, on a card that is full."""
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 class Mixture:
     """Keys around some centres, which can be moved."""
 
@@ -231,14 +236,10 @@ def test_background_work_that_fails_fails_no_read(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A read that was answered fails since training found no memory, or half-made lists are kept."""
-
-    def fails(*_: object, **__: object) -> NoReturn:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     made, bank = Mixture(), bank_of(4000)
     add(bank, made.draw(2000))
     with monkeypatch.context() as patch:
-        patch.setattr(Lists if what == "add" else torch_index, what, fails)
+        patch.setattr(Lists if what == "add" else torch_index, what, finds_no_memory)
         for _ in range(60):
             assert recall_of(bank, made.draw(64)) == 1.0
         store = bank._store
@@ -254,15 +255,11 @@ def test_background_work_that_fails_fails_no_read(
 
 def test_comparing_that_fails_keeps_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """A good inverted file is thrown away, or a read fails, since it could not be compared just then."""
-
-    def fails(*_: object) -> NoReturn:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     made, bank = Mixture(), bank_of(4000)
     add(bank, made.draw(4000))
     trained(bank, made)
     with monkeypatch.context() as patch:
-        patch.setattr(torch_index, "recall_of", fails)
+        patch.setattr(torch_index, "recall_of", finds_no_memory)
         assert recall_of(bank, made.draw(100)) >= 0.92
     assert bank.index_state.index == "ivf"
     for _ in range(5):
@@ -272,15 +269,11 @@ def test_comparing_that_fails_keeps_the_lists(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("what", ["begin_at", "add", "renumbered"])
 def test_lists_that_cannot_follow_are_given_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An add, an eviction or a read fails since lists found no memory, or what they missed is not found."""
-
-    def fails(*_: object) -> NoReturn:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     made, bank = Mixture(), bank_of(4000)
     add(bank, made.draw(4000))
     trained(bank, made)
     with monkeypatch.context() as patch:
-        patch.setattr(Lists, what, fails)
+        patch.setattr(Lists, what, finds_no_memory)
         add(bank, made.draw(300))
         bank.evict(ByIds(np.arange(500, 3000, 7)), now_s=0.0)
         assert recall_of(bank, made.draw(64)) == 1.0

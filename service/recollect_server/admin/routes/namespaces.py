@@ -41,8 +41,6 @@ async def evict_entries(
     tenant: TenantName, namespace: NamespaceName, body: EvictEntries, services: Services, by: By
 ) -> EvictedView:
     """Removes entries. Possible over quota; a tenant's own evictions count in `changes_per_minute`."""
-    # Keys and namespaces that are made count there too: each is a line of the audit log.
-    await services.keys.count_change(tenant, origin=by)
     evicted = await services.namespaces.evict(
         tenant,
         namespace,

@@ -14,6 +14,9 @@ from recollect_server.domain.tenants import Tenant
 from recollect_server.registry import records
 from recollect_server.registry.sqlite_file import SqliteFile
 
+ANSWERS_OF_ALL_MAX = 10_000
+"""Beyond it the answers that would be forgotten first are forgotten now, whosever they are."""
+
 KEYS = "SELECT record, last_used_at_ms FROM keys LEFT JOIN key_uses USING (key_id)"
 
 
@@ -222,6 +225,8 @@ class SqliteRegistry:
             order = "ORDER BY until_ms DESC, rowid DESC LIMIT -1 OFFSET ?"
             beyond = f"SELECT rowid FROM answers WHERE tenant IS ? {order}"
             db.execute(f"DELETE FROM answers WHERE rowid IN ({beyond})", (tenant, ANSWERS_MAX))
+            beyond = f"SELECT rowid FROM answers {order}"
+            db.execute(f"DELETE FROM answers WHERE rowid IN ({beyond})", (ANSWERS_OF_ALL_MAX,))
 
         await self._file.write(work)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recollect_server.domain.registry import Answer
+from recollect_server.registry import sqlite as sqlite_registry
 from recollect_server.registry.sqlite import SqliteRegistry
 from tests.contract.registry.conftest import HandClock
 from tests.contract.registry.samples import audit, tenant
@@ -156,13 +157,17 @@ async def test_a_file_that_was_replaced_has_another_version(tmp_path: Path) -> N
     assert versions[0] != versions[1]
 
 
-async def test_answers_that_ended_go(tmp_path: Path) -> None:
-    """Idempotency keys fill the disk: those that ended stay."""
+async def test_answers_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idempotency keys fill the disk: those that ended stay, or there is no bound on those of all."""
+    monkeypatch.setattr(sqlite_registry, "ANSWERS_OF_ALL_MAX", 3)
     path, clock = tmp_path / "registry.db", HandClock()
     registry = SqliteRegistry(path, clock=clock)
     await registry.open()
     for number in range(5):
-        await registry.remember(f"r{number}", Answer("f", 201, ""), tenant=None, for_s=10 + number)
+        whose = ("acme", "other", None)[number % 3]
+        await registry.remember(f"r{number}", Answer("f", 201, ""), tenant=whose, for_s=10 + number)
+    known = [await registry.answer(f"r{number}") is not None for number in range(5)]
+    assert known == [False, False, True, True, True]
     clock.now_s += 13
     await registry.remember("new", Answer("f", 201, ""), tenant="acme", for_s=10)
     await registry.close()

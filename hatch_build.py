@@ -35,6 +35,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16
 X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
     "avx512": AVX512,
+    "vnni": [*AVX512, "-mavx512vnni"],
     "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 """Instruction sets beyond the processor's least, and what the compiler calls them."""

@@ -30,13 +30,13 @@ FEW = 3
 """Of exact search: so many queries are multiplied with keys as they lie; for more, keys are laid out anew."""
 
 ROUNDED_MIN = 24
-"""So many queries are first multiplied as rounded numbers, where there is a matrix unit (`rounded.h`)."""
+"""So many queries may first be multiplied as rounded numbers, where the processor can (`rounded.h`)."""
 
 
 def exact_work(queries: int, entries: int, dim: int) -> int:
     """What exact search takes, in the same measure as `InvertedFile.search_work` and as carefully."""
     each_key = (8.3 + 5.2 * (queries > FEW) + 0.75 * queries) * dim + 6.8 * queries
-    if queries >= ROUNDED_MIN and kernels.has_tiles():
+    if queries >= ROUNDED_MIN and kernels.rounds_first():
         each_key = min(each_key, (40 + 0.47 * queries) * dim + 4 * queries)
     return int(6_000_000 + 400_000 * queries + each_key * entries)
 

@@ -116,14 +116,14 @@ def available() -> bool:
 
 
 def instruction_set() -> str:
-    """Which of the compiled variants runs here: "amx", "avx512", "avx2" or "generic"."""
+    """Which of the compiled variants runs here: "amx", "vnni", "avx512", "avx2" or "generic"."""
     name: bytes = library().rc_isa()
     return name.decode()
 
 
-def has_tiles() -> bool:
-    """Whether the variant that runs here leaves keys out by products in the processor's matrix unit."""
-    return instruction_set() == "amx"
+def rounds_first() -> bool:
+    """Whether the variant that runs here leaves keys out by rounded products (`native/rounded.h`)."""
+    return instruction_set() in ("vnni", "amx")
 
 
 def use_threads(threads: int) -> None:

@@ -36,7 +36,7 @@ def use_instruction_set(name: str) -> bool:
     return bool(use(name.encode()))
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512", "amx"])
+@pytest.fixture(params=["generic", "avx2", "avx512", "vnni", "amx"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each variant that runs here."""
     name = str(request.param)

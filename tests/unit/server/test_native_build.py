@@ -100,5 +100,5 @@ def test_with_the_kernels_a_server_says_for_which_processor(caplog: pytest.LogCa
     (record,) = caplog.records
     assert record.message in {
         f"searching on the CPU with the compiled kernels ({isa})"
-        for isa in ("generic", "avx2", "avx512", "amx")
+        for isa in ("generic", "avx2", "avx512", "vnni", "amx")
     }

@@ -1,7 +1,7 @@
-"""Search where a matrix unit leaves keys out by rounded products: it must find what is found without one.
+"""Search that leaves keys out by rounded products: it must find what is found without them.
 
 What is found is compared with NumPy, too, for all instruction sets that this processor has; the cases are
-those in which rounding to bfloat16 could mislead.
+those in which rounding, to bfloat16 or to integers, could mislead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUERIES, KEYS = 70, 5000
 def same_without(isa: str, search: Callable[[], tuple[Float32, Int64]]) -> tuple[Float32, Int64]:
     """What it finds, which is to be the same, bit for bit, with plain vectors if the processor has them."""
     found = search()
-    if isa == "amx" and use_instruction_set("avx512"):
+    if isa in ("vnni", "amx") and use_instruction_set("avx512"):
         plain = search()
         use_instruction_set(isa)
         np.testing.assert_array_equal(found[1], plain[1])
@@ -50,7 +50,7 @@ def check_scan(
     parts: Sequence[slice] = (slice(0, KEYS),),
     bias: Float32 | None = None,
 ) -> None:
-    """Against NumPy, and against the same search without a matrix unit."""
+    """Against NumPy, and against the same search without rounded products."""
     found = same_without(isa, lambda: scanned(queries, keys, top_k, parts=parts, bias=bias))
     check(found, queries, keys, parts=parts, bias=bias)
 
@@ -60,7 +60,7 @@ def check_scan(
 def test_any_size(isa: str, threads: int, dtype: Dtype, dim: int) -> None:
     """Elements, queries or keys beyond the last whole tile are left out, or others are taken for them."""
     rng = np.random.default_rng(dim)
-    for count in (24, 32, 33, QUERIES):
+    for count in (24, 32, 33, 48, 64, 65, QUERIES):
         queries, keys = normal(rng, 1, count, dim, dtype=dtype), normal(rng, 1, KEYS, dim, dtype=dtype)
         check_scan(isa, queries, keys, 16)
 
@@ -85,7 +85,7 @@ def test_with_a_bias(isa: str, threads: int, largest: float) -> None:
 @pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-4, 1e-6])
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.FLOAT16])
 def test_keys_that_rounding_makes_equal(isa: str, threads: int, dtype: Dtype, apart: float) -> None:
-    """The best of keys that differ by less than bfloat16 can tell is missed."""
+    """The best of keys that differ by less than rounding can tell is missed."""
     rng = np.random.default_rng(2)
     base = rng.standard_normal(64)
     near = base + apart * rng.standard_normal((1, KEYS, 64))
@@ -113,9 +113,29 @@ def test_errors_that_all_add_up(isa: str, of_queries: bool) -> None:
 
 
 @pytest.mark.parametrize("of_queries", [False, True])
+def test_errors_of_steps_that_all_add_up(isa: str, of_queries: bool) -> None:
+    """The same for integers: a key whose elements are all rounded down is missed, or one where the query's are."""
+    largest = np.float32(np.floor(np.sqrt((2**31 - 1) / 65)))  # so that a step is 1
+    keys, queries = np.zeros((1, KEYS, 65), np.float32), np.zeros((1, QUERIES, 65), np.float32)
+    better = np.arange(2600, KEYS, 300)
+    if of_queries:
+        queries[..., :32], queries[..., 32:64], queries[..., 64] = 100.51, 100.49, largest
+        keys[0, :2500, :32] = 1
+        keys[0, better, 32:64] = 1.0003
+    else:
+        queries[..., :64] = 1
+        keys[0, :2500, :32], keys[0, :2500, 32:64], keys[..., 64] = 100.51, 100.4, largest
+        keys[0, better, :64] = 100.49
+    parts = [slice(0, 2500), slice(2500, KEYS)]
+    wide = in_float32(queries.astype(np.float64), keys.astype(np.float64))
+    found = same_without(isa, lambda: scanned(*wide, len(better), parts=parts))
+    assert (found[1] == better).all()
+
+
+@pytest.mark.parametrize("of_queries", [False, True])
 @pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-30, 1e-19, 1e-10, 1e15, 1e18])
 def test_the_very_small_and_the_very_large(isa: str, scale: float, of_queries: bool) -> None:
-    """Products below or beyond what bfloat16 can tell apart are all taken to be alike, and left out."""
+    """Products below or beyond what rounding can tell apart are all taken to be alike, and left out."""
     rng = np.random.default_rng(3)
     queries, keys = rng.standard_normal((1, QUERIES, 40)), rng.standard_normal((1, KEYS, 40))
     small, other = (queries, keys) if of_queries else (keys, queries)

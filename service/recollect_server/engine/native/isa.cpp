@@ -26,7 +26,7 @@ static void take(const Rows& rows, const float* const* queries, const int64_t* i
         case 2: return few<Type, 2>(rows, queries, ids, dim, bias, best, wanted);
         case SCALAR_QUERIES: return few<Type, 3>(rows, queries, ids, dim, bias, best, wanted);
     }
-#if defined(__AMX_BF16__)
+#if defined(RC_ROUNDS)
     if (rounding_pays(rows.size(), n, best, ids))
         return many_rounded<Type>(rows, queries, ids, n, dim, bias, best, wanted);
 #endif

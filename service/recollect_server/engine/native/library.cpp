@@ -32,6 +32,9 @@ namespace avx2 { extern const Isa isa; }
 #if defined(RC_HAS_AVX512)
 namespace avx512 { extern const Isa isa; }
 #endif
+#if defined(RC_HAS_VNNI)
+namespace vnni { extern const Isa isa; }
+#endif
 #if defined(RC_HAS_AMX)
 namespace amx { extern const Isa isa; }
 #endif
@@ -63,6 +66,9 @@ const Isa* isa_named(const char* name) {
 #endif
 #if defined(RC_HAS_AMX)
     if (is_wanted(amx::isa) && has_avx512() && has_amx()) return &amx::isa;
+#endif
+#if defined(RC_HAS_VNNI)
+    if (is_wanted(vnni::isa) && has_avx512() && __builtin_cpu_supports("avx512vnni")) return &vnni::isa;
 #endif
 #if defined(RC_HAS_AVX512)
     if (is_wanted(avx512::isa) && has_avx512()) return &avx512::isa;

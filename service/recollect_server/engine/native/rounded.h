@@ -1,9 +1,9 @@
-// Which keys are out of the question, by products of elements that are rounded to bfloat16: a matrix unit (AMX) makes
-// sixteen times as many of them as vectors make in float32.
+// Which keys are out of the question, by products of elements that are rounded: processors make many more of them than
+// in float32 (`rounded_tiles.h`, `rounded_words.h`).
 //
 // A query q and a key k are rounded to q' and k', so q.k is within |q| |k - k'| + |q - q'| |k'| of q'.k' (and what
 // sums are off by). What is below a query's threshold by more than that is left out; the others are multiplied in
-// float32, as they are without such a unit. So the same is found, bit for bit.
+// float32, as they are without such products. So the same is found, bit for bit.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -14,213 +14,17 @@
 
 #include "kept.h"
 #include "panels.h"
+#include "rounded_words.h"
+#include "rounded_tiles.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) || defined(__AVX512VNNI__)
+#define RC_ROUNDS
 
 namespace RC_ISA {
 
-constexpr int SIDE = 16;                // rows of a tile
-constexpr int DEPTH = 32;               // elements of a row
-constexpr int BLOCK_SIDE = 2 * SIDE;    // queries and keys whose products are made together
-constexpr int64_t ROUNDED_MIN = 24;     // queries: for fewer, it takes longer to lay out keys than to multiply them
 constexpr int64_t PANELS_MIN = 4;       // times top_k, where thresholds are not known yet
-constexpr int PANELS = 8;               // of a group, which stays in the first-level cache
 constexpr int64_t BESTS_MAX = 1 << 19;  // of panels, for all queries: they stay in the second-level cache
 constexpr int HALVINGS = 10;            // of the range that a threshold is looked for in
-constexpr float SLACK = 1.01f, TINY = 1e-20f;
-
-// A row of a tile. (Loads of rows that lie across two lines of the cache take twice as long.)
-struct alignas(64) TileRow {
-    uint16_t elements[DEPTH];
-};
-
-// A number for each of SIDE queries.
-struct Lanes {
-    Vec of_queries;
-};
-
-static inline int64_t depth_of(int dim) { return (dim + DEPTH - 1) / DEPTH; }
-
-// The largest of the norms of a few vectors, and of what rounding leaves of them.
-struct Size {
-    float norm = 0, rest = 0;
-    bool is_zero = true;
-    float bias = 0;  // the largest that is added to products
-    void include(const Size& other) {
-        bias = std::max(bias, other.bias);
-        norm = std::max(norm, other.norm), rest = std::max(rest, other.rest), is_zero &= other.is_zero;
-    }
-};
-
-// The same, while it is found out: sums of squares, and all bits.
-struct Squares {
-    Vec all = zero(), rest = zero();
-    __m512i bits = _mm512_setzero_si512();
-};
-
-static inline Size size_of(Vec all, Vec rest, __m512i bits) {
-    const bool is_zero = !_mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7fffffff));
-    return {std::sqrt(most(all)), std::sqrt(most(rest)), is_zero};
-}
-
-// 32 elements from d on, as bfloat16; zeroes beyond dim.
-template <class Type>
-static inline __m512i rounded(const typename Type::Element* row, int d, int dim, Squares& of) {
-    Vec low, high;
-    if (d + DEPTH <= dim) {
-        low = Type::vector(row + d), high = Type::vector(row + d + W);
-    } else {
-        float tail[DEPTH] = {};
-        for (int e = d; e < dim; ++e) tail[e - d] = Type::scalar(row[e]);
-        low = load(tail), high = load(tail + W);
-    }
-    const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    of.all = fma(high, high, fma(low, low, of.all));
-    of.bits = _mm512_or_si512(of.bits, _mm512_or_si512(_mm512_castps_si512(low), _mm512_castps_si512(high)));
-    const __m512i wide_low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(pairs));
-    const __m512i wide_high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(pairs, 1));
-    low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(wide_low, 16)));
-    high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(wide_high, 16)));
-    of.rest = fma(high, high, fma(low, low, of.rest));
-    return pairs;
-}
-
-// Queries as tiles [n / BLOCK_SIDE, depth, 2, SIDE], of pairs of elements x queries.
-struct RoundedQueries {
-    std::vector<TileRow> rows;
-    std::vector<float> of_rest, of_norm, of_any;  // what a key's rest, its norm and any key make a product be off by
-
-    void set(const float* const* queries, int64_t n, int dim) {
-        const int64_t blocks = (n + BLOCK_SIDE - 1) / BLOCK_SIDE, depth = depth_of(dim);
-        rows.assign(blocks * depth * BLOCK_SIDE, TileRow{});
-        for (auto* of : {&of_rest, &of_norm, &of_any}) of->assign(blocks * BLOCK_SIDE, 0);
-        for (int64_t first = 0; first < n; first += SIDE) {
-            const int64_t some = std::min<int64_t>(SIDE, n - first);
-            Squares squares[SIDE];
-            for (int64_t d = 0; d < depth; ++d) {
-                Vec pairs[SIDE];
-                for (int r = 0; r < SIDE; ++r) pairs[r] = zero();
-                for (int r = 0; r < some; ++r)
-                    pairs[r] = _mm512_castsi512_ps(rounded<Float32>(queries[first + r], d * DEPTH, dim, squares[r]));
-                transpose(pairs);
-                TileRow* tile = rows.data() + (first / BLOCK_SIDE * depth + d) * BLOCK_SIDE + first % BLOCK_SIDE;
-                for (int r = 0; r < SIDE; ++r) _mm512_store_ps(tile + r, pairs[r]);
-            }
-            for (int r = 0; r < some; ++r) set_margin(first + r, squares[r], dim);
-        }
-    }
-
-    // How much products of queries first .. first + SIDE with keys of that size may be off; not a number if they may
-    // overflow.
-    Vec margins(int64_t first, const Size& keys) const {
-        const Vec rest = load(of_rest.data() + first), norm = load(of_norm.data() + first);
-        const Vec any = keys.is_zero ? zero() : load(of_any.data() + first);
-        const Vec of_products = fma(rest, broadcast(keys.rest), fma(norm, broadcast(keys.norm), any));
-        const Vec most = fma(rest, broadcast(4 * keys.norm), broadcast(keys.bias));
-        return add(fma(broadcast(keys.bias), broadcast(1.0f / (1 << 22)), of_products), _mm512_sub_ps(most, most));
-    }
-
-  private:
-    void set_margin(int64_t query, const Squares& squares, int dim) {
-        const Size size = size_of(broadcast(sum(squares.all)), broadcast(sum(squares.rest)), squares.bits);
-        // Both sums are rounded, and numbers below the normal ones are taken for zero.
-        of_rest[query] = size.norm * SLACK;
-        of_norm[query] = size.rest * SLACK + size.norm * (static_cast<float>(dim) / (1 << 22));
-        if (size.is_zero) return;
-        of_norm[query] += TINY, of_any[query] = TINY * size.norm + TINY * TINY;
-    }
-};
-
-// Rows first .. first + BLOCK_SIDE as tiles [BLOCK_SIDE, depth]; beyond the end the last again.
-template <class Type, class Rows>
-static Size pack_rounded(const Rows& rows, int64_t first, int dim, TileRow* panel) {
-    const int64_t last = rows.size() - 1, depth = depth_of(dim);
-    Vec all = zero(), rest = zero();
-    __m512i bits = _mm512_setzero_si512();
-    for (int half = 0; half < BLOCK_SIDE; half += SIDE) {
-        Vec of_all[SIDE], of_rest[SIDE];
-        for (int r = 0; r < SIDE; ++r, panel += depth) {
-            const typename Type::Element* row = rows.row(std::min(first + half + r, last));
-            rows.prefetch(first + half + r + BLOCK_SIDE);
-            Squares squares;
-            for (int64_t d = 0; d < depth; ++d)
-                _mm512_store_si512(panel + d, rounded<Type>(row, d * DEPTH, dim, squares));
-            of_all[r] = squares.all, of_rest[r] = squares.rest, bits = _mm512_or_si512(bits, squares.bits);
-        }
-        all = most(sums(of_all), all), rest = most(sums(of_rest), rest);  // the second, if the first is no number
-    }
-    return size_of(all, rest, bits);
-}
-
-// The unit is configured for a thread while one of these lives.
-class Tiles {
-  public:
-    Tiles() {
-        struct alignas(64) {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {};
-            uint8_t rows[16] = {};
-        } config;
-        for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = SIDE;
-        _tile_loadconfig(&config);
-    }
-    ~Tiles() { _tile_release(); }
-    Tiles(const Tiles&) = delete;
-    Tiles& operator=(const Tiles&) = delete;
-};
-
-// Products of a panel with a block of queries: [BLOCK_SIDE keys, BLOCK_SIDE queries].
-static inline void tile_products(const TileRow* panel, const TileRow* queries, int64_t depth, float* to) {
-    asm volatile("" ::: "memory");  // GCC does not know that tiles are loaded from memory
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t d = 0; d < depth; ++d, queries += BLOCK_SIDE) {
-        _tile_loadd(4, panel + d, depth * sizeof(TileRow));
-        _tile_loadd(6, queries, sizeof(TileRow));
-        _tile_loadd(7, queries + SIDE, sizeof(TileRow));
-        _tile_loadd(5, panel + SIDE * depth + d, depth * sizeof(TileRow));
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    constexpr int row = BLOCK_SIDE * sizeof(float);
-    _tile_stored(0, to, row);
-    _tile_stored(1, to + SIDE, row);
-    _tile_stored(2, to + SIDE * BLOCK_SIDE, row);
-    _tile_stored(3, to + SIDE * BLOCK_SIDE + SIDE, row);
-    asm volatile("" ::: "memory");
-}
-
-// The best of a panel for each of SIDE queries: `products` are the first column of theirs; `biases`, of the keys, may
-// be null.
-static inline Vec best_of_panel(const float* products, const float* biases) {
-    Vec best[4];
-    for (int k = 0; k < 4; ++k) best[k] = broadcast(-INF);
-    for (int key = 0; key < BLOCK_SIDE; key += 4)
-        for (int k = 0; k < 4; ++k) {
-            Vec of_key = load(products + (key + k) * BLOCK_SIDE);
-            if (biases) of_key = add(of_key, broadcast(biases[key + k]));
-            best[k] = most(of_key, best[k]);  // the second, if the first is not a number
-        }
-    return most(most(best[0], best[1]), most(best[2], best[3]));
-}
-
-// The bests of panels, laid out one after the other, for a block of queries: to [2, apart].
-static void bests_of_panels(const TileRow* panels, int count, const TileRow* queries, int64_t depth,
-                            const float* biases, Lanes* to, int64_t apart) {
-    alignas(64) float made[2][BLOCK_SIDE * BLOCK_SIDE];
-    // One block is looked through while the next one is made.
-    for (int p = 0; p <= count; ++p) {
-        if (p < count) tile_products(panels + p * BLOCK_SIDE * depth, queries, depth, made[p % 2]);
-        if (p == 0) continue;
-        const float *products = made[(p - 1) % 2], *of_keys = biases ? biases + (p - 1) * BLOCK_SIDE : nullptr;
-        to[p - 1].of_queries = best_of_panel(products, of_keys);
-        to[apart + p - 1].of_queries = best_of_panel(products + SIDE, of_keys);
-    }
-}
 
 // For each element, how many of the vectors reach a threshold.
 static inline __m512i count_reaching(const Lanes* of, int64_t count, Vec threshold) {
@@ -256,7 +60,7 @@ static inline Vec reached_by(const Lanes* of, int64_t count, int64_t wanted) {
 // What many_rounded() calculates in.
 struct RoundedScratch {
     RoundedQueries queries;
-    std::vector<TileRow> tiles;      // [PANELS, NR, depth]
+    RoundedKeys keys;                // of a group
     std::vector<float> biases;       // [PANELS, NR]
     std::vector<Size> sizes;         // of groups
     std::vector<Lanes> bests;        // [n / SIDE, panels]
@@ -267,7 +71,7 @@ struct RoundedScratch {
 
     void reserve(int64_t n, int64_t panels, int dim) {
         const int64_t sides = (n + BLOCK_SIDE - 1) / BLOCK_SIDE * 2;
-        tiles.resize(PANELS * NR * depth_of(dim)), biases.resize(PANELS * NR), panel.resize(dim * NR);
+        keys.reserve(dim), biases.resize(PANELS * NR), panel.resize(dim * NR);
         bests.resize(sides * panels), may.resize(panels * sides), sizes.resize(panels / PANELS + 1);
         some.resize(n), some_ids.resize(n);
     }
@@ -277,22 +81,21 @@ struct RoundedScratch {
 template <class Type, class Rows>
 static void find_bests(RoundedScratch& own, const Rows& rows, int64_t start, int64_t panels, int dim, const float* bias,
                        int64_t n) {
-    const int64_t depth = depth_of(dim);
-    const Tiles use;
+    [[maybe_unused]] const Unit use;
     for (int64_t group = 0; group < panels; group += PANELS) {
         const int some = static_cast<int>(std::min<int64_t>(PANELS, panels - group));
         const int64_t at = start + group * NR;
         Size size;
         for (int p = 0; p < some; ++p)
-            size.include(pack_rounded<Type>(rows, at + p * NR, dim, own.tiles.data() + p * NR * depth));
+            size.include(own.keys.set<Type>(p, rows, at + p * NR, dim));
         for (int r = 0; bias && r < some * NR; ++r) {
             own.biases[r] = bias[rows.slot(std::min(at + r, rows.size() - 1))];
             size.bias = std::max(size.bias, std::fabs(own.biases[r]));
         }
         own.sizes[group / PANELS] = size;
         for (int64_t q = 0; q < n; q += BLOCK_SIDE)
-            bests_of_panels(own.tiles.data(), some, own.queries.rows.data() + q * depth, depth,
-                            bias ? own.biases.data() : nullptr, own.bests.data() + q / SIDE * panels + group, panels);
+            own.keys.find_bests(some, own.queries, q, dim, bias ? own.biases.data() : nullptr,
+                                own.bests.data() + q / SIDE * panels + group, panels);
     }
 }
 
@@ -310,13 +113,13 @@ static void mark_panels(RoundedScratch& own, int64_t panels, const RcBest& best,
         Vec bound = load(known);
         if (all_count) {
             // So many panels have a key that is at least so good. (A bit less: what is just so good is to be found.)
-            Vec reached = _mm512_sub_ps(reached_by(bests, panels, best.top_k), own.queries.margins(first, all));
+            Vec reached = _mm512_sub_ps(reached_by(bests, panels, best.top_k), own.queries.margins.of(first, all));
             reached = _mm512_sub_ps(reached, fma(broadcast(1e-6f), _mm512_abs_ps(reached), broadcast(1e-37f)));
             bound = most(reached, bound);  // the second, if the first is not a number
         }
         const auto there = static_cast<__mmask16>((1u << some) - 1);
         for (int64_t group = 0; group < panels; group += PANELS) {
-            const Vec limit = _mm512_sub_ps(bound, own.queries.margins(first, own.sizes[group / PANELS]));
+            const Vec limit = _mm512_sub_ps(bound, own.queries.margins.of(first, own.sizes[group / PANELS]));
             for (int64_t p = group; p < std::min(panels, group + PANELS); ++p)
                 // What is not a number may be anything.
                 own.may[p * sides + side] = _mm512_mask_cmp_ps_mask(there, bests[p].of_queries, limit, _CMP_NLE_UQ);

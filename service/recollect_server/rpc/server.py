@@ -130,10 +130,18 @@ class RpcServer:
         self._ends_s = time.monotonic() + grace_s
         await self.drain()
         await asyncio.gather(
-            self._server.stop(grace_s), *(direct.stop(grace_s=grace_s) for direct in self._direct)
+            self._stop_grpc(grace_s), *(direct.stop(grace_s=grace_s) for direct in self._direct)
         )
         for hand_over in self._hand_overs:
             await hand_over.stop()
+
+    async def _stop_grpc(self, grace_s: float) -> None:
+        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        ended, waiting = await asyncio.wait({stopping}, timeout=grace_s + LINGER_S)
+        for done in ended:
+            done.result()
+        if waiting:  # gRPC would wait for 20 s more, and whoever supervises the server might lose patience
+            log.info("ended without callers who take nothing of what was sent to them")
 
     def _bind(self, address: ListenAddress) -> str:
         # gRPC replaces a socket file, which is right after a crash and wrong while its server runs.

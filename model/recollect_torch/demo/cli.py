@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,9 @@ import typer
 
 if TYPE_CHECKING:
     from recollect_torch.demo.corpus import Corpus
+
+if find_spec("torch") is None:  # `recollect` says then what to install
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 EXIT_BAD_ARGUMENT = 2
 

@@ -100,6 +100,17 @@ def test_a_broken_command_breaks_no_other(commands: None, capsys: pytest.Capture
     assert "pip install 'recollect[torch]'" in capsys.readouterr().err
 
 
+def test_the_demo_without_torch() -> None:
+    """Who has not installed PyTorch is shown the traceback of an import in place of what to install."""
+    script = "import sys; sys.modules['torch'] = None; from recollect import _cli; _cli.main(['demo'])"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "recollect demo cannot start: No module named 'torch'. "
+        "Install it with: pip install 'recollect[torch]'\n"
+    )
+
+
 def test_without_typer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The command of a base install would end in a traceback."""
     monkeypatch.setitem(sys.modules, "typer", None)

@@ -68,7 +68,7 @@ serve: $(RUN_STAMP)  ## a development server on a unix socket, ./recollect.sock
 
 .PHONY: test
 test: $(DEV_STAMP)  ## run the tests, all but the slow ones
-	@$(PY) -m pytest -m "not slow" --numprocesses $(TEST_JOBS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m "not slow" --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(DEV_STAMP)  ## run the slow tests
@@ -79,8 +79,8 @@ lint: $(DEV_STAMP) proto-check  ## formatting, rules, types, import contracts, d
 	@echo "lint: ruff format" && .venv/bin/ruff format --check --quiet .
 	@echo "lint: ruff check" && .venv/bin/ruff check --quiet .
 	@echo "lint: import-linter" && .venv/bin/lint-imports --no-logo
-	@echo "lint: mypy --strict" && .venv/bin/mypy --strict
-	@echo "lint: pyright" && .venv/bin/pyright --warnings
+	@echo "lint: mypy --strict, and pyright at the same time" && { .venv/bin/mypy --strict & mypy=$$!; \
+		.venv/bin/pyright --warnings; pyright=$$?; wait $$mypy && exit $$pyright; }
 
 .PHONY: fmt
 fmt: $(DEV_STAMP)  ## format, and repair what ruff can repair safely

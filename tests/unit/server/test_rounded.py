@@ -114,7 +114,7 @@ def test_errors_that_all_add_up(isa: str, of_queries: bool) -> None:
 
 @pytest.mark.parametrize("of_queries", [False, True])
 def test_errors_of_steps_that_all_add_up(isa: str, of_queries: bool) -> None:
-    """The same for integers: a key whose elements are all rounded down is missed, or one where the query's are."""
+    """The same for integers: a key is missed if all its elements, or those of the query, are rounded down."""
     largest = np.float32(np.floor(np.sqrt((2**31 - 1) / 65)))  # so that a step is 1
     keys, queries = np.zeros((1, KEYS, 65), np.float32), np.zeros((1, QUERIES, 65), np.float32)
     better = np.arange(2600, KEYS, 300)

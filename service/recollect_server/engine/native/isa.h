@@ -77,7 +77,7 @@ struct Isa {
     const CodesIsa* codes;
 };
 
-// Where equal scores have to be told apart: of these the lower slots stay.
+// Where no threshold is found that just so many reach; of equal scores the lower slots stay.
 void keep_best(const RcBest& best, int64_t query);
 
 // Orders as the score does, and among equals puts the lower slot first; the largest is the best.

@@ -59,6 +59,37 @@ static inline int32_t pick_from(float threshold, int64_t n, const float* scores,
     return count;
 }
 
+// Keeps the candidates that are better than `low`, and as many that are just as good, of the lowest slots, as make them
+// top_k. False, and nothing is changed, where these would be too many or too few. Scores are padded to whole vectors.
+__attribute__((noinline)) static bool keep_lowest_slots(const RcBest& best, int64_t query, float low) {
+    static thread_local std::vector<int32_t> equals;
+    float* scores = best.scores + query * best.room;
+    int32_t* slots = best.slots + query * best.room;
+    const int32_t count = best.counts[query];
+    const Vec t = broadcast(low);
+    int32_t better = 0, good = 0;
+    for (int32_t i = 0; i < count; i += W) {
+        better += __builtin_popcount(above(load(scores + i), t));
+        good += W - __builtin_popcount(above(t, load(scores + i)));
+    }
+    if (better >= best.top_k || good < best.top_k) return false;
+    equals.resize(good - better + W);
+    int32_t kept = 0, same = 0;
+    for (int32_t i = 0; i < count; i += W) {
+        const Vec s = load(scores + i);
+        const uint32_t above_it = above(s, t), there = static_cast<uint32_t>((uint64_t{1} << W) - 1);
+        same += pick(~above_it & ~above(t, s) & there, slots + i, equals.data() + same);
+        pick(above_it, scores + i, scores + kept);
+        kept += pick(above_it, slots + i, slots + kept);
+    }
+    const int32_t wanted = best.top_k - kept;
+    std::nth_element(equals.begin(), equals.begin() + wanted - 1, equals.begin() + same);
+    std::fill(scores + kept, scores + best.top_k, low);
+    std::copy(equals.begin(), equals.begin() + wanted, slots + kept);
+    best.counts[query] = best.top_k, best.thresholds[query] = low;
+    return true;
+}
+
 // Lets all but the best candidates of a query go; what follows must be better than the worst of them.
 static inline void shrink(const RcBest& best, int64_t query) {
     const int32_t count = best.counts[query], padded = (count + W - 1) / W * W;
@@ -69,7 +100,10 @@ static inline void shrink(const RcBest& best, int64_t query) {
     range_of(scores, count, low, high);
     if (count > best.top_k) {
         std::fill(scores + count, scores + padded, -INF);  // there is room: it is a multiple of vectors
-        if (!narrow(scores, padded, best.top_k, best.top_k, low, high)) return keep_best(best, query);
+        if (!narrow(scores, padded, best.top_k, best.top_k, low, high)) {
+            if (!keep_lowest_slots(best, query, low)) keep_best(best, query);
+            return;
+        }
         pick_from(low, count, scores, slots, scores, slots);
         best.counts[query] = best.top_k;
         range_of(scores, best.top_k, low, high);

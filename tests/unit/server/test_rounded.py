@@ -184,6 +184,22 @@ def test_a_key_that_is_no_number_hides_no_other(isa: str, strange: float) -> Non
     np.testing.assert_allclose(found[0][0], wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("place", [4970, 4940, 30, 0])
+def test_a_key_that_is_no_number_bounds_no_other(isa: str, place: int, strange: float) -> None:
+    """What it makes of its panel counts as found: other keys would have to be better than that."""
+    rng = np.random.default_rng(8)
+    queries = from_float32(np.abs(rng.standard_normal((1, QUERIES, 64))).astype(np.float32), Dtype.FLOAT32)
+    keys = normal(rng, 1, KEYS, 64)
+    keys.raw[0, -5:] = 3  # the very best, in the last panel
+    keys.raw[0, place] = -1
+    keys.raw[0, place, 3] = -np.abs(strange)
+    with np.errstate(all="ignore"):
+        found = same_without(isa, lambda: scanned(queries, keys, 16, parts=[slice(0, KEYS)]))
+    keys.raw[0, place] = -1e6  # it is never among the best
+    check(found, queries, keys, parts=[slice(0, KEYS)])
+
+
 def test_what_is_not_live_bounds_nothing(isa: str, threads: int) -> None:
     """Entries that were evicted count as found: what is worse than they are, yet the best, is left out."""
     rng = np.random.default_rng(6)

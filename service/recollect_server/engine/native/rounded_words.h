@@ -25,13 +25,16 @@ using Pairs = Line<int32_t>;  // of SIDE rows
 
 static inline int64_t pairs_of(int dim) { return (dim + PAIR - 1) / PAIR; }
 
+// How large integers may be, on either side of zero.
+static inline float levels_of(int dim) {
+    return static_cast<float>(std::min<double>(INT16_MAX, std::floor(std::sqrt(INT32_MAX / static_cast<double>(dim)))));
+}
+
 // A step, and what elements are multiplied with to be counted in it.
 struct Step {
     float size = 0, inverse = 0;
-    Step(float largest, int dim) {
-        if (largest < LEAST) return;
-        const double levels = std::floor(std::sqrt(static_cast<double>(INT32_MAX) / dim));
-        size = largest / static_cast<float>(std::min<double>(INT16_MAX, levels)), inverse = 1 / size;
+    Step(float largest, float levels) {
+        if (largest >= LEAST) size = largest / levels, inverse = 1 / size;
     }
 };
 
@@ -95,18 +98,19 @@ struct RoundedQueries {
   private:
     void set_side(const float* const* queries, int64_t first, int some, int dim, Pairs* to) {
         Squares squares[SIDE];
+        const float levels = levels_of(dim);
         float largest[SIDE];
         for (int r = 0; r < some; ++r) largest[r] = most(largest_of<Float32>(queries[first + r], dim, zero()));
         for (int d = 0; d < dim; d += PAIR * SIDE) {
             Vec rows[SIDE];
             for (int r = 0; r < SIDE; ++r) rows[r] = zero();
             for (int r = 0; r < some; ++r)
-                rows[r] = in_pairs<Float32>(queries[first + r], d, dim, Step(largest[r], dim), squares[r]);
+                rows[r] = in_pairs<Float32>(queries[first + r], d, dim, Step(largest[r], levels), squares[r]);
             write_pairs(rows, d, dim, to);
         }
         for (int r = 0; r < some; ++r) {
             margins.set(first + r, squares[r], dim);
-            steps[first + r] = Step(largest[r], dim).size;
+            steps[first + r] = Step(largest[r], levels).size;
         }
     }
 };
@@ -175,12 +179,14 @@ class RoundedKeys {
             rows.prefetch(first + r + NR);
             largest = largest_of<Type>(row[r], dim, largest);
         }
-        const Step step(most(largest), dim);
+        const Step step(most(largest), levels_of(dim));
         steps_[panel] = step.size;
         Pairs* to = pairs_.data() + panel * pairs_of(dim) * 2;
         Size size = set_half<Type>(row, step, dim, to);
         size.include(set_half<Type>(row + SIDE, step, dim, to + 1));
-        size.norm += size.rest;  // of a key that is small beside the step, rounding may make one twice as large
+        // Of a key that is small beside the step, rounding may make one twice as large.
+        const float norm = size.norm + size.rest;
+        size.norm = norm < INF ? norm : INF;  // what is left of a key that is not finite may be no number
         return size;
     }
 

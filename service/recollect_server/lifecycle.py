@@ -137,17 +137,7 @@ class Core:
             return
 
     async def _ensure_tenant(self, name: str) -> None:
-        quotas = Quotas(
-            bytes_max=2**53,
-            entries_max=2**53,
-            namespaces_max=2**53,
-            streams_max=2**53,
-            calls_per_second=2**53,
-            calls_in_flight_max=2**53,
-            bytes_in_flight_max=2**53,
-            calls_queued_max=2**53,
-        )
-        tenant = Tenant(name, created_at_ms=_now_ms(), quotas=quotas)
+        tenant = Tenant(name, created_at_ms=_now_ms(), quotas=Quotas.unbounded())
         audit = Audit(_now_ms(), SERVER.actor, SERVER.source, TENANT_CREATED, name, name)
         await self.directory.registry.create_tenant(tenant, audit=audit)
         await self.directory.refresh()

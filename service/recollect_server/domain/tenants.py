@@ -13,6 +13,9 @@ TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 GIB = 1024**3
 
+QUOTA_MAX = 2**53
+"""JSON's integers are exact up to it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
@@ -43,6 +46,12 @@ class Quotas:
     weight: int = 1
     """Share of the device while others want it too: a tenant of weight 2 gets twice that of weight 1."""
 
+    @classmethod
+    def unbounded(cls) -> Quotas:
+        """For a tenant that shares the server with nobody."""
+        bounds = {each.name: QUOTA_MAX for each in dataclasses.fields(cls) if each.name != "weight"}
+        return dataclasses.replace(cls(), **bounds)
+
     def validate(self) -> None:
         """Checks the bounds.
 
@@ -51,9 +60,9 @@ class Quotas:
         """
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if not 1 <= value <= 2**53:
+            if not 1 <= value <= QUOTA_MAX:
                 raise InvalidArgumentError(
-                    f"quotas.{each.name}", f"is {value}; it must be from 1 to {2**53:,}"
+                    f"quotas.{each.name}", f"is {value}; it must be from 1 to {QUOTA_MAX:,}"
                 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import recollect
 from recollect_server import bootstrap, lifecycle
 from recollect_server.domain.audit import Origin
 from recollect_server.domain.errors import QuotaExceededError
@@ -121,3 +122,15 @@ async def test_a_key_that_cannot_be_written_down_is_told_of(
     assert "no such folder" in caplog.text
     assert not await registry.keys(None, after="", limit=1)
     await parts.core.stop()
+
+
+def test_who_shares_with_nobody_is_held_up_by_no_quota() -> None:
+    """A process's own memory waits for a minute's worth of changes, which only protects other tenants."""
+    with recollect.connect("embedded://", retries=0) as client:
+        for number in range(Quotas().changes_per_minute + 50):
+            name = f"n{number}"
+            client.create_namespace(name, layers=[0], heads=1, key_dim=4, value_dim=4, capacity=8)
+            client.delete_namespace(name)
+    unbounded = Quotas.unbounded()
+    unbounded.validate()
+    assert unbounded.weight == Quotas().weight

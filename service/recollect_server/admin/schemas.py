@@ -11,13 +11,13 @@ from pydantic.config import JsonDict
 from recollect_server.application.keys import LABEL_LENGTH_MAX, LIFETIME_S_MAX, OVERLAP_S_MAX
 from recollect_server.domain.credentials import Key
 from recollect_server.domain.identity import Scope
-from recollect_server.domain.tenants import Quotas, Tenant
+from recollect_server.domain.tenants import QUOTA_MAX, Quotas, Tenant
 
 TENANT_EXAMPLE = "acme"
 KEY_ID_EXAMPLE = "0123456789abcdef"
 TIME_EXAMPLE = 1_764_000_000_000
 
-Positive = Annotated[int, Field(ge=1, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=QUOTA_MAX)]
 Label = Annotated[
     str, Field(max_length=LABEL_LENGTH_MAX, description="for people; printable characters only")
 ]

@@ -42,11 +42,24 @@ struct Size {
 struct Squares {
     Vec all = zero(), rest = zero();
     __m512i bits = _mm512_setzero_si512();
+    void include(Vec x, Vec of_x) {
+        all = fma(x, x, all), rest = fma(of_x, of_x, rest);
+        bits = _mm512_or_si512(bits, _mm512_castps_si512(x));
+    }
 };
 
 static inline Size size_of(Vec all, Vec rest, __m512i bits) {
     const bool is_zero = !_mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7fffffff));
     return {std::sqrt(most(all)), std::sqrt(most(rest)), is_zero};
+}
+
+// W elements from d on; zeroes beyond dim.
+template <class Type>
+static inline Vec elements(const typename Type::Element* row, int d, int dim) {
+    if (d + W <= dim) return Type::vector(row + d);
+    float tail[W] = {};
+    for (int e = d; e < dim; ++e) tail[e - d] = Type::scalar(row[e]);
+    return load(tail);
 }
 
 // How much products of queries with keys may be off by.

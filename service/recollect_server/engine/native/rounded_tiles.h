@@ -20,22 +20,12 @@ static inline int64_t depth_of(int dim) { return (dim + DEPTH - 1) / DEPTH; }
 // 32 elements from d on, as bfloat16; zeroes beyond dim.
 template <class Type>
 static inline __m512i rounded(const typename Type::Element* row, int d, int dim, Squares& of) {
-    Vec low, high;
-    if (d + DEPTH <= dim) {
-        low = Type::vector(row + d), high = Type::vector(row + d + W);
-    } else {
-        float tail[DEPTH] = {};
-        for (int e = d; e < dim; ++e) tail[e - d] = Type::scalar(row[e]);
-        low = load(tail), high = load(tail + W);
-    }
+    const Vec low = elements<Type>(row, d, dim), high = elements<Type>(row, d + W, dim);
     const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    of.all = fma(high, high, fma(low, low, of.all));
-    of.bits = _mm512_or_si512(of.bits, _mm512_or_si512(_mm512_castps_si512(low), _mm512_castps_si512(high)));
     const __m512i wide_low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(pairs));
     const __m512i wide_high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(pairs, 1));
-    low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(wide_low, 16)));
-    high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(wide_high, 16)));
-    of.rest = fma(high, high, fma(low, low, of.rest));
+    of.include(low, _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(wide_low, 16))));
+    of.include(high, _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(wide_high, 16))));
     return pairs;
 }
 

@@ -38,15 +38,6 @@ struct Step {
     }
 };
 
-// W elements from d on; zeroes beyond dim.
-template <class Type>
-static inline Vec elements(const typename Type::Element* row, int d, int dim) {
-    if (d + W <= dim) return Type::vector(row + d);
-    float tail[W] = {};
-    for (int e = d; e < dim; ++e) tail[e - d] = Type::scalar(row[e]);
-    return load(tail);
-}
-
 template <class Type>
 static inline Vec largest_of(const typename Type::Element* row, int dim, Vec largest) {
     for (int d = 0; d < dim; d += W)
@@ -56,9 +47,7 @@ static inline Vec largest_of(const typename Type::Element* row, int dim, Vec lar
 
 static inline __m512i in_steps(Vec x, const Step& step, Squares& of) {
     const __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(x, broadcast(step.inverse)));
-    const Vec rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(steps), broadcast(step.size), x);
-    of.all = fma(x, x, of.all), of.rest = fma(rest, rest, of.rest);
-    of.bits = _mm512_or_si512(of.bits, _mm512_castps_si512(x));
+    of.include(x, _mm512_fnmadd_ps(_mm512_cvtepi32_ps(steps), broadcast(step.size), x));
     return steps;
 }
 

@@ -74,11 +74,12 @@ __attribute__((noinline)) static bool keep_lowest_slots(const RcBest& best, int6
     }
     if (better >= best.top_k || good < best.top_k) return false;
     equals.resize(good - better + W);
+    constexpr auto THERE = static_cast<uint32_t>((uint64_t{1} << W) - 1);
     int32_t kept = 0, same = 0;
     for (int32_t i = 0; i < count; i += W) {
         const Vec s = load(scores + i);
-        const uint32_t above_it = above(s, t), there = static_cast<uint32_t>((uint64_t{1} << W) - 1);
-        same += pick(~above_it & ~above(t, s) & there, slots + i, equals.data() + same);
+        const uint32_t above_it = above(s, t);
+        same += pick(~above_it & ~above(t, s) & THERE, slots + i, equals.data() + same);
         pick(above_it, scores + i, scores + kept);
         kept += pick(above_it, slots + i, slots + kept);
     }

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -99,8 +100,7 @@ class Certificates:
         _replace(self.ca, authority.cert_pem)
         _replace(self.key, server.private_key_pem)
         _replace(self.cert, server.cert_chain_pems[0])
-        folder = self.ca.parent / f"client-{id(authority)}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="client-", dir=self.ca.parent))
         ca_file, cert_file, key_file = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
         authority.cert_pem.write_to_path(str(ca_file))
         client.cert_chain_pems[0].write_to_path(str(cert_file))

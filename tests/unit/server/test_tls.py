@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class Authority:
     def client(self, folder: Path) -> tuple[Path, Path]:
         """A client's certificate and key."""
         leaf = self.ca.issue_cert("client@example.org")
-        cert, key = folder / f"client-{id(leaf)}.pem", folder / f"client-{id(leaf)}.key"
+        own = Path(tempfile.mkdtemp(prefix="client-", dir=folder))
+        cert, key = own / "cert.pem", own / "key.pem"
         leaf.cert_chain_pems[0].write_to_path(str(cert))
         leaf.private_key_pem.write_to_path(str(key))
         return cert, key

@@ -1,6 +1,7 @@
 """Small attends of threads that wait for the server at the same time go to it as one: see `_batches`.
 
-There is no thread for it: whoever of a batch has the most time sends it, the others sleep.
+There is no thread for it: whoever of a batch has the most time sends it, the others sleep. Then each wakes
+the next one: woken all at once they would stand in line for the interpreter, most of them asleep once more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Hashable
+from itertools import pairwise
 from typing import cast
 
 from recollect._attends import Attend, joined, rows_of
@@ -28,16 +30,18 @@ class _Waiting:
     Attributes:
         batch: What it is to send, itself among them; empty: nothing, somebody else did.
         found: By a batch, and its own rows of it, from one on and before another; None: it is to ask alone.
+        next: Whom it is to wake up when it is awake, or gone.
         is_gone: It does not wait any more.
     """
 
-    __slots__ = ("_asleep", "asked", "batch", "deadline", "found", "is_gone")
+    __slots__ = ("_asleep", "asked", "batch", "deadline", "found", "is_gone", "next")
 
     def __init__(self, asked: Attend[Array], deadline: Deadline) -> None:
         self.asked = asked
         self.deadline = deadline
         self.batch: list[_Waiting] = []
         self.found: tuple[AttendResult[Array], int, int] | None = None
+        self.next: _Waiting | None = None
         self.is_gone = False
         self._asleep = threading.Lock()  # held until it is woken up; an event is made of several
         self._asleep.acquire()
@@ -119,7 +123,10 @@ class Coalescing:
         finally:  # what interrupts a thread may come here, too
             with self._lock:
                 batch, waiting.batch = waiting.batch, []
+                following, waiting.next = waiting.next, None
                 waiting.is_gone = not is_awake
+            if following is not None:
+                following.wake()
             if not is_awake and batch:
                 self._end(line, batch, waiting, None)
         if not is_awake:
@@ -143,12 +150,16 @@ class Coalescing:
         sender: _Waiting,
         result: AttendResult[Array] | None,
     ) -> None:
-        """Has the next ones leave, and wakes the others of a batch up; its sender was woken to send it."""
+        """Has the next ones leave, and wakes the others of a batch up, in turn; its sender is awake."""
         self._go_on(line)
         for each, (first, end) in zip(batch, rows_in([each.asked for each in batch]), strict=True):
             each.found = None if result is None else (result, first, end)
-            if each is not sender:
-                each.wake()
+        with self._lock:
+            asleep = [each for each in batch if each is not sender and not each.is_gone]
+            for each, following in pairwise(asleep):
+                each.next = following
+        if asleep:
+            asleep[0].wake()
 
     def _go_on(self, line: Line[_Waiting]) -> None:
         with self._lock:

@@ -3,123 +3,17 @@
 from __future__ import annotations
 
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future
 from types import FrameType
 
-import numpy as np
 import pytest
-from google.protobuf.message import Message
 
 import recollect
 from recollect._batches import ROWS_MAX
 from recollect._coalescing import UNDER_WAY_MAX, _Waiting
-from recollect._embedded_transport import EmbeddedTransport
-from recollect._runner import Runner
-from recollect._work import ATTEND, Collector, Reply, Upload
-from recollect.v1 import memory_pb2 as pb
-from tests.unit.client.attends import DIM, HEADS, STREAMS, Answer, Floats, assert_same, differing, queries
-
-
-class Watched:
-    """A real memory in this process, whose attends are noted and may be held back."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.failures: list[BaseException] = []  # of the next batches
-        self.is_closed = False
-        self.go = threading.Event()
-        self.go.set()
-        self.inner = EmbeddedTransport(None)
-
-    def call(
-        self, method: str, request: Message, reply_type: type[Reply], *, timeout_s: float | None
-    ) -> Reply:
-        """Notes how many rows an attend has."""
-        if method == ATTEND:
-            assert isinstance(request, pb.AttendRequest)
-            self.rows.append(len(request.streams))
-            if not self.go.wait(60 if timeout_s is None else timeout_s):
-                raise recollect.DeadlineExceededError("for the test")
-            if self.failures and len(request.streams) > 1:
-                raise self.failures.pop()
-        if self.is_closed:
-            raise recollect.ClosedError("for the test")
-        return self.inner.call(method, request, reply_type, timeout_s=timeout_s)
-
-    def stream(
-        self, method: str, question: Upload, collector: Collector[Reply], *, timeout_s: float | None
-    ) -> Reply:
-        """Passes it on."""
-        return self.inner.stream(method, question, collector, timeout_s=timeout_s)
-
-    def upload(
-        self, method: str, upload: Upload, reply_type: type[Reply], *, timeout_s: float | None
-    ) -> Reply:
-        """Passes it on."""
-        return self.inner.upload(method, upload, reply_type, timeout_s=timeout_s)
-
-    def close(self) -> None:
-        """As a connection does."""
-        self.is_closed = True
-
-    def end(self) -> None:
-        """Closes the memory."""
-        self.inner.close()
-
-
-class World:
-    """One namespace with some streams, asked by threads of a coalescing client, and by a plain one."""
-
-    def __init__(self) -> None:
-        self.watched = Watched()
-        self.threads = ThreadPoolExecutor(4 * ROWS_MAX)
-        unwatched = Runner(self.watched.inner, "test://", timeout_s=60, retries=0)
-        self.plain = recollect.Client(unwatched, "test://").create_namespace(
-            "n", layers=[0, 1], heads=HEADS, key_dim=DIM, value_dim=DIM, capacity=64, dtype="float32"
-        )
-        generator = np.random.default_rng(0)
-        names = [f"s{number}" for number in range(STREAMS)]
-        for layer in (0, 1):
-            keys, values = generator.standard_normal((2, STREAMS, HEADS, 16, DIM), dtype=np.float32)
-            self.plain.add(layer, keys, values, streams=names)
-        runner = Runner(self.watched, "test://", timeout_s=60, retries=1)
-        self.client = recollect.Client(runner, "test://", coalesce=True)
-        self.together = self.client.namespace("n")
-        self.together.attend(0, queries(0), top_k=5, streams=["s0"])  # asks for the limits first
-        self.watched.rows.clear()
-
-    def ask(self, number: int, stream: str = "s1", *, timeout_s: float | None = None) -> Future[Answer]:
-        """An attend in a thread."""
-        return self.threads.submit(
-            self.together.attend, 0, queries(number), top_k=5, streams=[stream], timeout_s=timeout_s
-        )
-
-    def right(self, number: int, stream: str = "s1") -> Answer:
-        """The answer to it."""
-        return self.plain.attend(0, queries(number), top_k=5, streams=[stream])
-
-    def hold_up(self) -> list[Future[Answer]]:
-        """As many attends as may be on their way, which are until `watched.go` is set."""
-        self.watched.go.clear()
-        held = [self.ask(0, "s0") for _ in range(UNDER_WAY_MAX)]
-        until(lambda: len(self.watched.rows) == UNDER_WAY_MAX)
-        return held
-
-    @property
-    def waiting(self) -> int:
-        """Attends that wait for those to be back."""
-        coalescing = self.client._coalescing
-        assert coalescing is not None
-        return sum(len(line.waiting) for line in coalescing._lines.values())
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing is remembered of attends that are over."""
-        coalescing = self.client._coalescing
-        return coalescing is not None and not coalescing._lines
+from tests.unit.client.attends import STREAMS, Answer, Floats, assert_same, differing, queries
+from tests.unit.client.watched import World, until
 
 
 @pytest.fixture(name="world")
@@ -131,14 +25,6 @@ def a_world() -> Iterator[World]:
     world.threads.shutdown()
     assert world.is_idle
     world.watched.end()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for it."""
-    ends_s = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < ends_s
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("with_ids", [True, False])
@@ -296,6 +182,54 @@ def test_whoever_has_the_most_time_sends(world: World) -> None:
     world.watched.go.set()
     assert_same(patient.result(), world.right(3))
     assert world.watched.rows == [1] * UNDER_WAY_MAX + [4]
+
+
+def test_who_gave_up_meanwhile_leaves_nobody_asleep(world: World) -> None:
+    """Each of a batch wakes the next one up: behind one that is gone they sleep until their time is over."""
+    world.hold_up()
+    first = world.ask(0)
+    until(lambda: world.waiting == 1)
+    hurried = [world.ask(n, timeout_s=0.5) for n in range(3)]
+    until(lambda: world.waiting == 4)
+    last = [world.ask(n) for n in range(3)]
+    until(lambda: world.waiting == 7)
+    world.watched.go.set()
+    world.watched.go.clear()  # those held up are back, and the batch is held up now
+    until(lambda: 7 in world.watched.rows)
+    for future in hurried:
+        with pytest.raises(recollect.DeadlineExceededError):
+            future.result()
+    world.watched.go.set()
+    for number, answer in enumerate([first, *last]):
+        assert_same(answer.result(30), world.right((0, 0, 1, 2)[number]))
+
+
+def test_who_gives_up_before_it_is_woken_wakes_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is over when it is to wake another up: that one, and all behind it, sleep on."""
+    sleep = _Waiting.sleep
+
+    def too_long(waiting: _Waiting) -> bool:
+        if waiting.deadline.timeout_s != 50:
+            return sleep(waiting)
+        until(lambda: waiting.next is not None)  # it is its turn, but it does not wake up any more
+        return False
+
+    monkeypatch.setattr(_Waiting, "sleep", too_long)
+    world.hold_up()
+    names = ["s0", "s1", "s2", "s3", "s4"]
+    answers = [world.ask(0, "s0")]
+    until(lambda: world.waiting == 1)
+    late = world.ask(1, "s1", timeout_s=50)
+    until(lambda: world.waiting == 2)
+    answers += [world.ask(n, names[n]) for n in (2, 3, 4)]
+    until(lambda: world.waiting == 5)
+    world.watched.go.set()
+    with pytest.raises(recollect.DeadlineExceededError):
+        late.result()
+    for number, answer in zip((0, 2, 3, 4), answers, strict=True):
+        assert_same(answer.result(30), world.right(number, names[number]))
 
 
 def test_who_is_chosen_when_its_time_is_over_takes_nobody_along(

@@ -15,6 +15,7 @@ SHELL := /bin/sh
 
 PY := .venv/bin/python
 PROTO_PY := .venv-proto/bin/python
+OLDEST_PY := .venv-oldest/bin/python
 PROTO := recollect/v1/memory.proto
 GENERATED := client/recollect/v1
 LOCKED := pyproject.toml constraints.txt
@@ -32,6 +33,7 @@ RUN_STAMP := .venv/.installed-$(FAISS)
 DEV_STAMP := .venv/.installed-$(FAISS)-dev
 KERNELS_STAMP := .venv/.compiled
 PROTO_STAMP := .venv-proto/.installed
+OLDEST_STAMP := .venv-oldest/.installed
 
 # PIP_CONSTRAINT, unlike -c, holds for the build requirements too.
 PIP_ENV := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -73,6 +75,11 @@ test: $(DEV_STAMP)  ## run the tests, all but the slow ones
 .PHONY: test-slow
 test-slow: $(DEV_STAMP)  ## run the slow tests
 	@$(PY) -m pytest -m slow $(ARGS)
+
+.PHONY: test-oldest
+test-oldest: $(OLDEST_STAMP)  ## run the tests with the oldest versions that pyproject.toml allows (gigabytes; 10 minutes)
+	@$(OLDEST_PY) -m pytest -m "not slow and not gpu" --numprocesses $(TEST_JOBS) --dist loadfile \
+		--override-ini filterwarnings=default --ignore tests/house --ignore tests/deploy $(ARGS)
 
 .PHONY: lint
 lint: $(DEV_STAMP) proto-check  ## formatting, rules, types, import contracts, drift of the generated code
@@ -183,4 +190,13 @@ $(DEV_STAMP): $(RUN_STAMP)
 $(PROTO_STAMP): constraints.txt
 	@python=$$($(FIND_PYTHON)) && echo "setup: .venv-proto" && "$$python" -m venv .venv-proto
 	@$(PIP_ENV) $(PROTO_PY) -m pip install --quiet grpcio-tools mypy-protobuf setuptools
+	@touch $@
+
+# Oldest is what users may have of each thing that is named for them; what these bring along is the newest, as theirs
+# would be.
+$(OLDEST_STAMP): pyproject.toml tests/oldest.py | $(PY) $(KERNELS_STAMP)
+	@python=$$($(FIND_PYTHON)) && echo "setup: .venv-oldest (some minutes)" && "$$python" -m venv .venv-oldest
+	@$(PY) -m tests.oldest > .venv-oldest/constraints.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(OLDEST_PY) -m pip install --quiet --constraint .venv-oldest/constraints.txt \
+		$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -e ".[server,otel,torch,cpu,dev]"
 	@touch $@

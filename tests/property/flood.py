@@ -65,7 +65,9 @@ def flood(
             try:
                 await call(raw, metadata=metadata, timeout=TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
-                detail = dict(error.trailing_metadata()).get("recollect-error-bin", b"")
+                # Not by `dict`: gRPC before 1.80 makes none of it.
+                trailing = [value for key, value in error.trailing_metadata() if key == "recollect-error-bin"]
+                detail = trailing[0] if trailing else b""
                 assert isinstance(detail, bytes)
                 told = pb.ErrorDetail.FromString(detail)
                 answers.note(method, raw, error.code().name, error.details() or "", told)

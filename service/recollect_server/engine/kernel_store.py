@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from recollect_server.engine.kernel_rows import Place, Row, attend_together, joi
 from recollect_server.engine.ranges import length_of
 from recollect_server.engine.tiles import in_parts
 from recollect_server.engine.upkeep import Index
+
+log = logging.getLogger(__name__)
 
 QUERIES_MAX = 1024
 """Queries of a head that are searched together; more would make the smallest step long."""
@@ -68,7 +71,7 @@ class KernelStore(CpuBuffers):
         # Where nothing is live too: the lists have to know of the slots that there are now.
         slots = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
         stay = [part.start for part in live] == [0]  # as a rule: nothing has left yet
-        self._index.moved(None if stay else np.concatenate(slots), allocated)
+        self._moved(None if stay else np.concatenate(slots), allocated)
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""
@@ -80,15 +83,12 @@ class KernelStore(CpuBuffers):
     def compact(self, slots: Int64) -> None:
         """See `Store.compact`."""
         super().compact(slots)
-        if self._index is not None:
-            self._index.moved(slots, self._keys.shape[1])
+        self._moved(slots, self._keys.shape[1])
 
     def clear(self) -> None:
         """See `Store.clear`."""
         super().clear()
-        if self._index is not None:
-            self._index.clear()
-            self._index = Index(self._spec)
+        self._forget_index()
 
     def upkeep_work(self, live: Sequence[slice]) -> int:
         """See `Store.upkeep_work`."""
@@ -230,6 +230,20 @@ class KernelStore(CpuBuffers):
         if (slots >= 0).any():
             yield from in_parts(query_heads, tokens, each=each, most=tokens, do=derive)
         return gradient
+
+    def _moved(self, order: Int64 | None, slots: int) -> None:
+        """See `Index.moved`. Where there is no memory for it, lists would say what lay there before."""
+        try:
+            if self._index is not None:
+                self._index.moved(order, slots)
+        except MemoryError:
+            log.warning("no memory for the index of a bank that moved: exact search until there is a new one")
+            self._forget_index()
+
+    def _forget_index(self) -> None:
+        if self._index is not None:
+            self._index.clear()
+            self._index = Index(self._spec)
 
     def _use(self, room: tuple[Raw, Raw], slots: int) -> None:
         super()._use(room, slots)

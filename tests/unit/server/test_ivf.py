@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from recollect_server.domain.arrays import DenseArray, from_float32
+from recollect_server.domain.arrays import DenseArray, Int64, from_float32
 from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
@@ -156,6 +156,33 @@ def test_growth(gone: int) -> None:
     bank.read(made)
     assert bank.bank.index_state.lists > lists
     assert bank.check(bank.draw(made, 200)) >= 0.95 - SAMPLED
+
+
+@pytest.mark.parametrize("moves", ["grows", "is compacted"])
+def test_lists_that_cannot_follow_are_given_up(moves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ends while lists follow their entries: some say from then on what lay there before."""
+    made, bank = Mixture(), IndexedBank(8000, heads=2)
+    bank.add(bank.draw(made, 4000))
+    bank.trained(made)
+    bank.evict(Oldest(10))  # so that to grow is to move, too
+    moved, followed = ivf.InvertedFile.moved, [0]
+
+    def full(file: ivf.InvertedFile, order: Int64 | None, slots: int) -> None:
+        followed[0] += 1
+        if followed[0] == 2:
+            raise MemoryError("for the test")
+        moved(file, order, slots)
+
+    monkeypatch.setattr(ivf.InvertedFile, "moved", full)
+    if moves == "grows":
+        bank.add(bank.draw(made, 2000))
+    else:
+        bank.evict(ByIds(bank.ids[100:2000:2]))
+    assert followed == [2]
+    assert bank.answers == "exact"
+    assert bank.check(bank.draw(made, 50)) == 1.0
+    bank.trained(made)  # anew
+    assert bank.check(bank.draw(made, 400)) >= 0.95 - SAMPLED
 
 
 def test_recall_of_one_is_exact() -> None:

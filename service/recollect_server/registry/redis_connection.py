@@ -113,9 +113,11 @@ class RedisConnection:
         client = self._client
         if client is None:
             return
+        configured: dict[str | None, str | None] = {}
         try:
             async with asyncio.timeout(self._timeout_s):
-                configured = await client.config_get("appendonly", "appendfsync", "maxmemory*")
+                for name in ("appendonly", "appendfsync", "maxmemory-policy"):
+                    configured |= await client.config_get(name)  # Redis before 7.0 takes one name at a time
         except (TimeoutError, RedisError, OSError):
             return  # many providers forbid the question
         if configured.get("appendonly") != "yes":
@@ -193,7 +195,8 @@ class RedisConnection:
                 f"Redis at {self.address} does not let this user do what a registry needs: scripts, and all "
                 "commands on keys that begin with recollect:"
             ) from None
-        if isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE"):
+        # Not in front: Redis before 7.0 says first which script it was.
+        if isinstance(error, ResponseError) and "WRONGTYPE " in str(error):
             raise ValueError(f"Redis at {self.address} holds something else as recollect:registry") from None
         cause: BaseException | None = error
         while cause is not None:

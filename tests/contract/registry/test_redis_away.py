@@ -232,41 +232,6 @@ async def test_a_full_redis_lets_keys_and_tenants_be_stopped(
     assert [entry.audit.action for entry in log] == ["stopped"] * 6
 
 
-async def test_a_redis_before_7_still_stops_keys(server: RedisServer) -> None:
-    """With a Redis that knows no flags of scripts no key can be revoked, full or not."""
-    refusal = b"-ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'\r\n"
-
-    async def pass_on(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: asyncio.StreamWriter
-    ) -> None:
-        while chunk := await reader.read(2**20):
-            if b"\r\n#!lua" in chunk:
-                back.write(refusal)
-            else:
-                writer.write(chunk)
-        writer.close()
-
-    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_redis, to_redis = await asyncio.open_connection("127.0.0.1", server.port)
-        await asyncio.gather(
-            pass_on(reader, to_redis, back=writer), pass_on(from_redis, writer, back=to_redis)
-        )
-
-    older = await asyncio.start_server(between, "127.0.0.1", 0)
-    port = older.sockets[0].getsockname()[1]
-    registry = RedisRegistry(
-        server.url.replace(f":{server.port}/", f":{port}/"), ca_file=None, timeout_s=20.0
-    )
-    await registry.open()
-    await registry.create_tenant(tenant(), audit=audit())
-    await registry.create_key(key("k1"), audit=audit())
-    for _ in range(2):
-        assert await registry.replace_key(key("k1", revoked=True), audit=audit("stopped"))
-    assert await registry.key("k1") == key("k1", revoked=True)
-    await registry.close()
-    older.close()
-
-
 async def test_a_full_redis_is_told_of_once(
     server: RedisServer, open_registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:

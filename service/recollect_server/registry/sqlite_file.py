@@ -23,6 +23,9 @@ SCHEMA = 1
 BUSY_TIMEOUT_S = 1.0
 """How long a server waits for the one before it to let go of the file."""
 
+LOG_IN_MEMORY_MAX = 10_000
+"""Entries of the audit log in memory, a few megabytes. A file's has no bound."""
+
 TABLES = (
     """CREATE TABLE registry (
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -70,6 +73,11 @@ WHOSE_ANSWERS = (
     # Apart, for files from before answers were bounded for each tenant. Those in it go within a day.
     "ALTER TABLE answers ADD COLUMN tenant TEXT",
     "CREATE INDEX answers_by_tenant ON answers (tenant, until_ms)",
+)
+IN_MEMORY = (
+    "DROP TRIGGER audit_is_not_deleted",
+    f"""CREATE TRIGGER audit_is_bounded AFTER INSERT ON audit
+        BEGIN DELETE FROM audit WHERE number <= NEW.number - {LOG_IN_MEMORY_MAX}; END""",
 )
 
 
@@ -220,7 +228,7 @@ def _connected(path: Path | None) -> sqlite3.Connection:
 def _make_or_check(connection: sqlite3.Connection, path: Path | None) -> None:
     tables = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if not tables:
-        for statement in (*TABLES, *WHOSE_ANSWERS):
+        for statement in (*TABLES, *WHOSE_ANSWERS, *(IN_MEMORY if path is None else ())):
             connection.execute(statement)
         connection.execute("INSERT INTO registry VALUES (1, ?, ?, 0)", (SCHEMA, secrets.token_hex(8)))
         return

@@ -13,6 +13,7 @@ import pytest
 from recollect_server.domain.registry import Answer
 from recollect_server.registry import sqlite as sqlite_registry
 from recollect_server.registry.sqlite import SqliteRegistry
+from recollect_server.registry.sqlite_file import LOG_IN_MEMORY_MAX
 from tests.contract.registry.conftest import HandClock
 from tests.contract.registry.samples import audit, tenant
 
@@ -130,6 +131,18 @@ async def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ValueError, match="newer version of the server: its schema is 2"):
         await at(path).open()
+
+
+async def test_the_log_in_memory_is_bounded() -> None:
+    """A program that makes and deletes namespaces in its own process for a week fills its memory."""
+    registry = SqliteRegistry(None, clock=HandClock())
+    await registry.open()
+    for number in range(LOG_IN_MEMORY_MAX + 25):
+        await registry.append_audit(audit(str(number), tenant=("acme", "other")[number % 2]))
+    kept = await registry.audit_log(tenant=None, before=0, limit=2 * LOG_IN_MEMORY_MAX)
+    assert [entry.audit.action for entry in (kept[0], kept[-1])] == [str(LOG_IN_MEMORY_MAX + 24), "25"]
+    assert len(kept) == LOG_IN_MEMORY_MAX
+    await registry.close()
 
 
 async def test_the_audit_log_can_only_be_appended_to(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ SHELL := /bin/sh
 
 PY := .venv/bin/python
 PROTO_PY := .venv-proto/bin/python
-OLDEST_PY := .venv-oldest/bin/python
 PROTO := recollect/v1/memory.proto
 GENERATED := client/recollect/v1
 LOCKED := pyproject.toml constraints.txt
@@ -33,7 +32,6 @@ RUN_STAMP := .venv/.installed-$(FAISS)
 DEV_STAMP := .venv/.installed-$(FAISS)-dev
 KERNELS_STAMP := .venv/.compiled
 PROTO_STAMP := .venv-proto/.installed
-OLDEST_STAMP := .venv-oldest/.installed
 
 # PIP_CONSTRAINT, unlike -c, holds for the build requirements too.
 PIP_ENV := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -46,6 +44,10 @@ FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 # protoc's plugins are found on PATH. $(1): the folder that gets recollect/v1/.
 GENERATE = PATH="$(CURDIR)/.venv-proto/bin:$$PATH" $(PROTO_PY) -m grpc_tools.protoc -I proto --python_out=$(1) \
 	--mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(PROTO)
+
+# $(1): which environment beside .venv.
+TEST_WITH = .venv-$(1)/bin/python -m pytest -m "not slow and not gpu" --numprocesses $(TEST_JOBS) --dist loadfile \
+	--override-ini filterwarnings=default --ignore tests/house --ignore tests/deploy $(ARGS)
 
 ##@ For everybody
 
@@ -77,9 +79,12 @@ test-slow: $(DEV_STAMP)  ## run the slow tests
 	@$(PY) -m pytest -m slow $(ARGS)
 
 .PHONY: test-oldest
-test-oldest: $(OLDEST_STAMP)  ## run the tests with the oldest versions that pyproject.toml allows (gigabytes; 10 minutes)
-	@$(OLDEST_PY) -m pytest -m "not slow and not gpu" --numprocesses $(TEST_JOBS) --dist loadfile \
-		--override-ini filterwarnings=default --ignore tests/house --ignore tests/deploy $(ARGS)
+test-oldest: .venv-oldest/.installed  ## run the tests with the oldest versions that pyproject.toml allows (gigabytes; 10 minutes)
+	@$(call TEST_WITH,oldest)
+
+.PHONY: test-newest
+test-newest: .venv-newest/.installed  ## run the tests with the newest ones, as pip installs them today (gigabytes; 10 minutes)
+	@$(call TEST_WITH,newest)
 
 .PHONY: lint
 lint: $(DEV_STAMP) proto-check  ## formatting, rules, types, import contracts, drift of the generated code
@@ -194,9 +199,10 @@ $(PROTO_STAMP): constraints.txt
 
 # Oldest is what users may have of each thing that is named for them; what these bring along is the newest, as theirs
 # would be.
-$(OLDEST_STAMP): pyproject.toml tests/oldest.py | $(PY) $(KERNELS_STAMP)
-	@python=$$($(FIND_PYTHON)) && echo "setup: .venv-oldest (some minutes)" && "$$python" -m venv .venv-oldest
-	@$(PY) -m tests.oldest > .venv-oldest/constraints.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(OLDEST_PY) -m pip install --quiet --constraint .venv-oldest/constraints.txt \
+.venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml tests/oldest.py | $(PY) $(KERNELS_STAMP)
+	@rm -rf .venv-$*
+	@python=$$($(FIND_PYTHON)) && echo "setup: .venv-$* (some minutes)" && "$$python" -m venv .venv-$*
+	@$(if $(filter oldest,$*),$(PY) -m tests.oldest,:) > .venv-$*/constraints.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-$*/bin/python -m pip install --quiet --constraint .venv-$*/constraints.txt \
 		$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -e ".[server,otel,torch,cpu,dev]"
 	@touch $@

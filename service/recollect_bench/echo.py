@@ -24,7 +24,8 @@ STOP_TIMEOUT_S = 10.0
 
 Echo = Callable[[bytes], bytes]
 
-ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_poller_for_python"}
+_KNOWS_POLLER = (1, 76) <= tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 83)
+ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_poller_for_python" if _KNOWS_POLLER else ""}
 """What makes gRPC faster for the server (`recollect serve` sets it) makes it faster here."""
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from recollect_server import pollers
+
 
 def serve(
     listen: Annotated[
@@ -50,9 +52,8 @@ def serve(
     from recollect_server.heap import use_one_arena
 
     use_one_arena()  # before libraries start their threads
-    # Read by gRPC when it is imported. Since 1.80 threads of its own wait for what arrives and wake up the
-    # one that is to have it; as before, that one waits itself: half the switches, 50 us of a small call.
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_poller_for_python")
+    # Both are read by gRPC when it is imported.
+    os.environ.setdefault(pollers.VARIABLE, pollers.experiments())
     # It writes lines of its own, no JSON, as many as strangers cause by handshakes that fail. What goes wrong
     # with a call reaches the log through Python.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from recollect_server import cli, serving
+from recollect_server import cli, pollers, serving
 
 DEFAULTS = {
     "OMP_WAIT_POLICY": "passive",
@@ -24,6 +24,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     environment: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(serving, "run", lambda options: 0)
+    monkeypatch.setattr(pollers, "version", lambda package: "1.80.0")
     return environment
 
 
@@ -32,6 +33,27 @@ def test_threads_that_wait_are_told_to_sleep(environment: dict[str, str]) -> Non
     with pytest.raises(typer.Exit):
         cli.serve(dev=True)
     assert environment.items() >= DEFAULTS.items()
+
+
+@pytest.mark.parametrize(
+    ("installed", "experiments"),
+    [
+        ("1.75.1", ""),
+        ("1.76.0", "-event_engine_poller_for_python"),
+        ("1.82.3", "-event_engine_poller_for_python"),
+        ("1.83.0", ""),
+        ("1.90.0rc1", ""),
+        ("2.0.0", ""),
+    ],
+)
+def test_grpc_is_told_only_what_it_knows(
+    installed: str, experiments: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log of JSON begins with a complaint of gRPC about a setting that it does not have any more."""
+    monkeypatch.setattr(pollers, "version", lambda package: installed)
+    with pytest.raises(typer.Exit):
+        cli.serve(dev=True)
+    assert environment["GRPC_EXPERIMENTS"] == experiments
 
 
 def test_what_the_operator_set_stays(environment: dict[str, str]) -> None:

@@ -7,8 +7,8 @@ from importlib.metadata import version
 VARIABLE = "GRPC_EXPERIMENTS"
 
 EXPERIMENT = "-event_engine_poller_for_python"
-"""Since gRPC 1.80 threads of its own wait, and wake up the one that is to have what comes. As before, that one
-waits itself: half the switches, 50 us of a small call."""
+"""Since gRPC 1.80 threads of its own wait, and wake up the one that is to have what comes. With this that one
+waits itself, as before: half the switches, 50 us of a small call."""
 
 KNOWN_FROM, KNOWN_BEFORE = (1, 76), (1, 83)
 """What others do not know they complain of, in a line of their own that is no JSON."""

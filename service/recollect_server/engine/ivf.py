@@ -20,7 +20,7 @@ from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import codes, kernels
 from recollect_server.engine.costs import ALONE, CALL, CENTROID, PAIR, PRODUCT, ROW, SELECT
-from recollect_server.engine.kernel_lists import Lists, Probing
+from recollect_server.engine.kernel_lists import Lists, Probing, multiply_centroids
 from recollect_server.engine.ranges import Ranges, common
 from recollect_server.engine.reach import KEPT, Reach
 
@@ -219,7 +219,7 @@ class InvertedFile:
         best = kernels.Best(len(queries), top_k)
         self._probing(best, queries, keys, dtype, live, reach=np.inf).ask_nearest(slice(0, len(queries)))
         scores = best.ordered()[0]
-        products = queries @ self.centroids.T  # [N, L]
+        products = multiply_centroids(np.ascontiguousarray(queries), self.centroids)  # [N, L]
         size = np.linalg.norm(queries, axis=1)[:, None] * self._radii[: len(self.centroids)] + TINY
         found = hits >= 0
         lists = self._lists.of_slots()[np.where(found, hits, 0)]

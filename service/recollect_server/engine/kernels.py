@@ -81,6 +81,7 @@ def library() -> ctypes.CDLL:
         "rc_gather": (*2 * pointers, *2 * counts, *pointers),
         "rc_gather_wide": (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p),
         "rc_accumulate": (*2 * pointers, c_int64, c_int32, *2 * pointers),
+        "rc_multiply_centroids": (*pointers, c_int64, *pointers, c_int32, c_int32, *pointers),
         "rc_lists_free": pointers,
         "rc_lists_extend": (*pointers, *counts),
         "rc_lists_put": (*pointers, *2 * counts, *pointers),

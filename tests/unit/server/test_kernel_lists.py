@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from recollect_server.domain.arrays import DenseArray, Float32, from_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
-from recollect_server.engine.kernel_lists import Lists, Probing
+from recollect_server.engine.kernel_lists import Lists, Probing, multiply_centroids
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
 
@@ -186,3 +186,14 @@ def test_slots_know_their_lists(lists: int) -> None:
         held.put(part.start, assigned[part])
         np.testing.assert_array_equal(held.of_slots(), assigned)
         np.testing.assert_array_equal(held.sizes(), np.bincount(assigned[assigned >= 0], minlength=lists))
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 128, 201])
+@pytest.mark.parametrize("lists", [1, 31, 32, 70])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 17])
+def test_products_with_all_centroids(isa: str, count: int, lists: int, dim: int) -> None:
+    """How far queries reach is learnt from wrong products, or from those of another query."""
+    rng = np.random.default_rng(0)
+    queries, centroids = normal(rng, count, dim).float32(), normal(rng, lists, dim).float32()
+    real = queries.astype(np.float64) @ centroids.astype(np.float64).T
+    np.testing.assert_allclose(multiply_centroids(queries, centroids), real, rtol=1e-5, atol=1e-5)

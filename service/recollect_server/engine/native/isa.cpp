@@ -121,28 +121,40 @@ static void write_products_of_rows(const Range<Float32>& rows, const float* cons
     }
 }
 
-// Products of n queries with all centroids, to scores [n (and some), padded].
-static float* centroid_scores(const RcProbe& p, const float* queries, int64_t n, int64_t padded) {
+static inline int64_t padded_to_panels(int64_t rows) { return (rows + NR - 1) / NR * NR; }
+
+// Products of n queries with all centroids: [n (and some), lists, padded to panels], until this thread's next ones.
+static float* centroid_scores(const Range<Float32>& rows, const float* queries, int64_t n, int dim) {
     static thread_local Kept<std::vector<float>> packed_buffer, scores_buffer;
-    const Range<Float32> rows{p.centroids, 0, static_cast<int64_t>(p.lists->lists.size()), p.dim};
-    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * p.dim);
+    const int64_t padded = padded_to_panels(rows.size());
+    float* panel = scratch(packed_buffer, static_cast<int64_t>(NR) * dim);
     float* scores = scratch(scores_buffer, (n + MR) * padded);
-    if (n <= ROWS_QUERIES && p.dim >= ROWS_DIM) {
+    if (n <= ROWS_QUERIES && dim >= ROWS_DIM) {
         const float* pointers[ROWS_QUERIES];
-        for (int m = 0; m < ROWS_QUERIES; ++m) pointers[m] = queries + std::min<int64_t>(m, n - 1) * p.dim;
-        write_products_of_rows<ROWS_QUERIES>(rows, pointers, p.dim, scores, padded);
+        for (int m = 0; m < ROWS_QUERIES; ++m) pointers[m] = queries + std::min<int64_t>(m, n - 1) * dim;
+        write_products_of_rows<ROWS_QUERIES>(rows, pointers, dim, scores, padded);
         return scores;
     }
     for (int64_t i = 0; i < rows.size(); i += NR) {
-        pack<Float32>(rows, i, p.dim, panel);
+        pack<Float32>(rows, i, dim, panel);
         for (int64_t q = 0; q < n; q += MR) {
             const float* pointers[MR];
-            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * p.dim;
-            if (n - q == 1) write_products<1>(pointers, panel, p.dim, scores + q * padded + i, padded);
-            else write_products<MR>(pointers, panel, p.dim, scores + q * padded + i, padded);
+            for (int m = 0; m < MR; ++m) pointers[m] = queries + std::min(q + m, n - 1) * dim;
+            if (n - q == 1) write_products<1>(pointers, panel, dim, scores + q * padded + i, padded);
+            else write_products<MR>(pointers, panel, dim, scores + q * padded + i, padded);
         }
     }
     return scores;
+}
+
+static void multiply_centroids(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                               float* products) {
+    const Range<Float32> rows{centroids, 0, lists, dim};
+    const float* scores = centroid_scores(rows, queries, n, dim);
+    for (int64_t q = 0; q < n; ++q) {
+        const float* mine = scores + q * padded_to_panels(lists);
+        std::copy(mine, mine + lists, products + q * lists);
+    }
 }
 
 // The query asks its nearest lists, so many or more until it has found enough. `scores` are of the lists; returns
@@ -190,8 +202,8 @@ static float ask_nearest(const RcProbe& p, const RcBest& best, int64_t query, co
 
 static void probe_nearest(const RcProbe& p, const RcBest& best, int64_t first, int64_t last) {
     const auto lists = static_cast<int32_t>(p.lists->lists.size());
-    const int64_t n = last - first, padded = (lists + NR - 1) / NR * NR;
-    float* scores = centroid_scores(p, p.queries + first * p.dim, n, padded);
+    const int64_t n = last - first, padded = padded_to_panels(lists);
+    float* scores = centroid_scores({p.centroids, 0, lists, p.dim}, p.queries + first * p.dim, n, p.dim);
     for (int64_t q = first; q < last; ++q) {
         float* mine = scores + (q - first) * padded;
         std::fill(mine + lists, mine + padded, -INF);
@@ -366,6 +378,6 @@ static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
 #define RC_NAME(name) RC_STRING(name)
 extern const CodesIsa codes_isa;
 extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_nearest, finish, push_all, attend,
-                        attend_backward, gather_wide, accumulate, &codes_isa};
+                        attend_backward, gather_wide, accumulate, multiply_centroids, &codes_isa};
 
 }  // namespace RC_ISA

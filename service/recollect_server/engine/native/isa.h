@@ -74,6 +74,8 @@ struct Isa {
                         float* to);
     void (*accumulate)(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
                        int64_t* counts);
+    void (*multiply_centroids)(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                               float* products);
     const CodesIsa* codes;
 };
 

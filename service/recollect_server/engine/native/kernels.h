@@ -144,6 +144,10 @@ void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* 
 // The second part, of some lists.
 void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int32_t last_list);
 
+// Products of n queries with all centroids [lists, dim]: [n, lists]. On this thread alone.
+void rc_multiply_centroids(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                           float* products);
+
 // ---- the library ----
 
 void rc_set_threads(int32_t threads);

@@ -475,6 +475,11 @@ void rc_accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_
     best_isa().accumulate(rows, assigned, n, dim, sums, counts);
 }
 
+void rc_multiply_centroids(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
+                           float* products) {
+    best_isa().multiply_centroids(queries, n, centroids, lists, dim, products);
+}
+
 // ---- inverted lists ----
 
 RcLists* rc_lists_new(int32_t lists, int64_t slots) {

@@ -22,6 +22,9 @@ PACKAGES = (
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
 
+BLAS = {"dot", "inner", "matmul", "tensordot", "vdot", "vecdot", "matvec", "vecmat"}
+"""What NumPy has its BLAS do, beside the operator."""
+
 # A home or a checkout on somebody's machine, and a package index's address.
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|farm)/[\w.]")
 REGISTRY = re.compile(r"https?://[^\s\"')]*(?:pypi|pythonhosted|/simple\b|/whl\b)")
@@ -58,6 +61,21 @@ def _found(pattern: re.Pattern[str]) -> list[str]:
         for number, line in enumerate(text.splitlines(), 1)
         if pattern.search(line)
     ]
+
+
+def test_the_kernels_are_alone() -> None:
+    """A product of NumPy's beside the kernels waits for threads of its own: milliseconds for microseconds."""
+    engine = Path("service/recollect_server/engine")
+    found = []
+    for path, text in _written_modules():
+        # Without kernels it is NumPy that multiplies; on a GPU the operator is PyTorch's.
+        if path.parent != engine or path.name.startswith(("attention_cpu", "torch_", "triton_")):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            is_operator = isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
+            if is_operator or (isinstance(node, ast.Attribute) and node.attr in BLAS):
+                found.append(f"{path}:{node.lineno}: see multiply_centroids in kernel_lists.py")
+    assert not found, "\n".join(found)
 
 
 def test_modules_and_functions_stay_small() -> None:

@@ -73,7 +73,8 @@ def test_the_kernels_are_alone() -> None:
             continue
         for node in ast.walk(ast.parse(text)):
             is_operator = isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
-            if is_operator or (isinstance(node, ast.Attribute) and node.attr in BLAS):
+            is_function = isinstance(node, ast.Attribute) and node.attr in BLAS
+            if isinstance(node, ast.expr) and (is_operator or is_function):
                 found.append(f"{path}:{node.lineno}: see multiply_centroids in kernel_lists.py")
     assert not found, "\n".join(found)
 

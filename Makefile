@@ -83,7 +83,8 @@ test-oldest: .venv-oldest/.installed  ## run the tests with the oldest versions 
 	@$(call TEST_WITH,oldest)
 
 .PHONY: test-newest
-test-newest: .venv-newest/.installed  ## run the tests with the newest ones, as pip installs them today (gigabytes; 10 minutes)
+test-newest:  ## run the tests with the newest ones, as pip installs them today (gigabytes; 10 minutes)
+	@rm -f .venv-newest/.installed && $(MAKE) --no-print-directory .venv-newest/.installed
 	@$(call TEST_WITH,newest)
 
 .PHONY: lint

@@ -65,7 +65,7 @@ def flood(
             try:
                 await call(raw, metadata=metadata, timeout=TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
-                # Not by `dict`: gRPC before 1.80 makes none of it.
+                # Not by `dict`: gRPC 1.76 makes none of it.
                 trailing = [value for key, value in error.trailing_metadata() if key == "recollect-error-bin"]
                 detail = trailing[0] if trailing else b""
                 assert isinstance(detail, bytes)

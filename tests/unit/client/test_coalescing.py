@@ -173,9 +173,7 @@ def test_whoever_has_the_most_time_sends(world: World) -> None:
     until(lambda: world.waiting == 3)
     patient = world.ask(3)
     until(lambda: world.waiting == 4)
-    world.watched.go.set()
-    world.watched.go.clear()  # those held up are back, and the batch is held up now
-    until(lambda: 4 in world.watched.rows)
+    world.hold_up_the_next(rows=4)
     for future in hurried:
         with pytest.raises(recollect.DeadlineExceededError):
             future.result()
@@ -193,9 +191,7 @@ def test_who_gave_up_meanwhile_leaves_nobody_asleep(world: World) -> None:
     until(lambda: world.waiting == 4)
     last = [world.ask(n) for n in range(3)]
     until(lambda: world.waiting == 7)
-    world.watched.go.set()
-    world.watched.go.clear()  # those held up are back, and the batch is held up now
-    until(lambda: 7 in world.watched.rows)
+    world.hold_up_the_next(rows=7)
     for future in hurried:
         with pytest.raises(recollect.DeadlineExceededError):
             future.result()

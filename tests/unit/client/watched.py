@@ -105,6 +105,12 @@ class World:
         until(lambda: len(self.watched.rows) == UNDER_WAY_MAX)
         return held
 
+    def hold_up_the_next(self, *, rows: int) -> None:
+        """Lets those go that are held up, but not the batch of so many rows that leaves then."""
+        self.watched.go.set()
+        self.watched.go.clear()
+        until(lambda: rows in self.watched.rows)
+
     @property
     def waiting(self) -> int:
         """Attends that wait for those to be back."""

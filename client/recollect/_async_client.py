@@ -10,7 +10,15 @@ from recollect import _administration as administration
 from recollect._async_coalescing import AsyncCoalescing
 from recollect._async_namespace import AsyncNamespace
 from recollect._checks import check_spec
-from recollect._results import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, Index, NamespaceInfo, ServerInfo
+from recollect._results import (
+    INDEX_DEFAULT,
+    RECALL_DEFAULT,
+    Dtype,
+    Index,
+    NamespaceInfo,
+    ServerInfo,
+    ValueDtype,
+)
 from recollect._runner import AsyncRunner
 from recollect._tls import TLS
 from recollect._transport import open_async_transport
@@ -65,6 +73,7 @@ class AsyncClient:
         value_dim: int,
         capacity: int,
         dtype: Dtype = "float16",
+        value_dtype: ValueDtype | None = None,
         index: Index = INDEX_DEFAULT,
         recall: float = RECALL_DEFAULT,
         exist_ok: bool = False,
@@ -78,6 +87,7 @@ class AsyncClient:
             value_dim=value_dim,
             capacity=capacity,
             dtype=dtype,
+            value_dtype=value_dtype,
             index=index,
             recall=recall,
         )

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar, get_args
 
-from recollect._results import Dtype, Index, NamespaceSpec
+from recollect._results import Dtype, Index, NamespaceSpec, ValueDtype
 from recollect.errors import InvalidArgumentError, NotFoundError
 
 Include = Literal["keys", "values"]
@@ -173,11 +173,14 @@ def check_spec(
     value_dim: int,
     capacity: int,
     dtype: Dtype,
+    value_dtype: ValueDtype | None,
     index: Index,
     recall: float,
 ) -> NamespaceSpec:
     """A namespace spec that can be sent; the server checks its limits."""
     check_choice("dtype", dtype, get_args(Dtype))
+    if value_dtype not in (None, dtype, "int8"):
+        raise refusal("value_dtype", f"'int8' or, as dtype, {dtype!r}", repr(value_dtype))
     check_choice("index", index, get_args(Index))
     numbers = tuple(
         check_int("layers", layer, minimum=0, maximum=INT32_MAX)
@@ -194,6 +197,7 @@ def check_spec(
         dtype=dtype,
         index=index,
         recall=check_positive("recall", recall),  # on the wire 0 is the server's default
+        value_dtype=None if value_dtype == dtype else value_dtype,
     )
 
 

@@ -10,6 +10,7 @@ from recollect.errors import InternalError
 from recollect.v1 import memory_pb2 as pb
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+ValueDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Index = Literal["exact", "ivf", "auto"]
 
 INDEX_DEFAULT: Index = "auto"
@@ -179,7 +180,8 @@ class NamespaceSpec:
         key_dim: Size of a key (Dk).
         value_dim: Size of a value (Dv).
         capacity: Entries per stream and layer; the oldest make room.
-        dtype: Of stored keys and values, and of queries on the wire.
+        dtype: Of stored keys and values, and of all as they travel.
+        value_dtype: Of stored values, where it is another: "int8".
         index: What answers reads: "exact", "ivf" (an inverted file), or "auto", what suits each bank.
         recall: Share of the true top_k that reads find on average.
     """
@@ -192,6 +194,7 @@ class NamespaceSpec:
     dtype: Dtype
     index: Index = INDEX_DEFAULT
     recall: float = RECALL_DEFAULT
+    value_dtype: ValueDtype | None = None
 
     @classmethod
     def from_message(cls, message: pb.NamespaceSpec) -> NamespaceSpec:
@@ -205,6 +208,7 @@ class NamespaceSpec:
             dtype=_dtype_name(message.dtype),
             index=_index_name(message.index, unsaid=INDEX_DEFAULT),
             recall=message.recall or RECALL_DEFAULT,
+            value_dtype=_value_dtype_name(message.value_dtype),
         )
 
     def to_message(self) -> pb.NamespaceSpec:
@@ -218,6 +222,7 @@ class NamespaceSpec:
             dtype=DTYPE_NUMBERS[self.dtype],
             index=INDEX_NUMBERS[self.index],
             recall=self.recall,
+            value_dtype=pb.DTYPE_UNSPECIFIED if self.value_dtype is None else pb.DTYPE_INT8,
         )
 
 
@@ -307,6 +312,13 @@ def _index_name(number: int, *, unsaid: Index) -> Index:
             f"The server names an index that this client does not know: {number}. Is it newer?"
         )
     return name
+
+
+def _value_dtype_name(number: int) -> ValueDtype | None:
+    """None where values are stored as keys are."""
+    if number == pb.DTYPE_UNSPECIFIED:
+        return None
+    return "int8" if number == pb.DTYPE_INT8 else _dtype_name(number)
 
 
 def _dtype_name(number: int) -> Dtype:

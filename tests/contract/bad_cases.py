@@ -321,6 +321,10 @@ def create_cases() -> dict[str, Spoilt]:
         "no spec": Spoilt(lambda m: m.ClearField("spec"), "spec.dtype", ("unspecified", "float32")),
         "integers": Spoilt(changed(dtype=int(pb.DTYPE_INT64)), "spec.dtype", ("int64", "float32")),
         "an unknown dtype": Spoilt(changed(dtype=77), "spec.dtype", ("77", "float32")),
+        "values of another float": Spoilt(
+            changed(value_dtype=int(pb.DTYPE_BFLOAT16)), "spec.value_dtype", ("bfloat16", "int8", "float32")
+        ),
+        "values of an unknown dtype": Spoilt(changed(value_dtype=77), "spec.value_dtype", ("77", "int8")),
         "no layers": Spoilt(layers(), "spec.layers", ("empty",)),
         "a layer twice": Spoilt(layers(1, 2, 1), "spec.layers", ("twice", "[1, 1, 2]")),
         "a negative layer": Spoilt(layers(-1), "spec.layers", ("-1",)),

@@ -16,8 +16,10 @@ from tests.oracle import OracleMemory, representable
 
 Array = NDArray[np.float32]
 Dtype = Literal["float32", "float16", "bfloat16"]
+ValueDtype = Literal["float16", "int8"]
 Index = Literal["exact", "ivf", "auto"]
 INDEXES: tuple[Index, ...] = ("exact", "ivf", "auto")
+VALUE_DTYPES: tuple[ValueDtype | None, ...] = (None, "int8")
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 _numbers = itertools.count()
 
@@ -33,6 +35,15 @@ class CheckedMemory:
     def draw(self, *shape: int) -> Array:
         """Random values in the namespace's format."""
         return representable(self.rng.standard_normal(shape), self.ns.spec.dtype)
+
+    def draw_values(self, *shape: int) -> Array:
+        """Random values that are stored exactly."""
+        if self.ns.spec.value_dtype is None:
+            return self.draw(*shape)
+        steps = self.rng.integers(-127, 128, size=shape)
+        # Some element of each value has to be as large as can be, or steps would be smaller.
+        steps[..., int(self.rng.integers(shape[-1]))] = 127 * self.rng.choice([-1, 1])
+        return (steps * 2.0 ** self.rng.integers(-8, -4, size=(*shape[:-1], 1))).astype(np.float32)
 
     def queries(self, rows: int, tokens: int, *, group: int = 1) -> Array:
         """[B, Hq, T, Dk] with Hq = group * Hkv."""
@@ -50,7 +61,7 @@ class CheckedMemory:
         """Adds random entries."""
         spec = self.ns.spec
         keys = self.draw(len(streams), spec.heads, tokens, spec.key_dim)
-        values = self.draw(len(streams), spec.heads, tokens, spec.value_dim)
+        values = self.draw_values(len(streams), spec.heads, tokens, spec.value_dim)
         result = self.ns.add(layer, keys, values, streams=streams, lengths=lengths, request_id=request_id)
         evicted = self.oracle.add(
             layer, keys, values, streams=streams, first_ids=result.first_ids, lengths=lengths
@@ -154,6 +165,7 @@ class Memories:
         value_dim: int = 4,
         capacity: int = 10,
         dtype: Dtype = "float32",
+        value_dtype: ValueDtype | None = None,
         index: Index = "auto",
         name: str | None = None,
     ) -> CheckedMemory:
@@ -166,6 +178,7 @@ class Memories:
             value_dim=value_dim,
             capacity=capacity,
             dtype=dtype,
+            value_dtype=value_dtype,
             index=index,
         )
         oracle = OracleMemory(

@@ -147,6 +147,7 @@ def test_bad_namespace(raw: Raw, spoilt: Spoilt) -> None:
         ({"value_dim": 8}, "value_dim is 3 there and 8 here"),
         ({"capacity": 17}, "capacity is 16 there and 17 here"),
         ({"dtype": int(pb.DTYPE_BFLOAT16)}, "dtype is float32 there and bfloat16 here"),
+        ({"value_dtype": int(pb.DTYPE_INT8)}, "value_dtype is None there and int8 here"),
         ({"index": int(pb.INDEX_KIND_IVF)}, "index is auto there and ivf here"),
         ({"recall": 0.9}, "recall is 0.95 there and 0.9 here"),
     ],

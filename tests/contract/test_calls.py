@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import recollect
-from tests.contract.memories import INDEXES, Index, Memories
+from tests.contract.memories import INDEXES, Index, Memories, ValueDtype
 
 
 def test_a_request_id_stores_once(memories: Memories) -> None:
@@ -127,6 +127,39 @@ def test_index_and_recall_are_kept(client: recollect.Client, name: str, index: I
     with pytest.raises(recollect.AlreadyExistsError, match=f"index is {index} there and"):
         create(index="exact" if index == "ivf" else "ivf", recall=0.8)
     made.ensure()
+
+
+def test_values_as_integers_take_half_of_their_memory(client: recollect.Client, name: str) -> None:
+    """What a namespace stores values in is not told, cannot be asked for again, or saves nothing."""
+
+    def create(value_dtype: ValueDtype | None) -> recollect.Namespace:
+        return client.create_namespace(
+            name,
+            layers=[0],
+            heads=2,
+            key_dim=64,
+            value_dim=64,
+            capacity=8192,
+            value_dtype=value_dtype,
+            exist_ok=True,
+        )
+
+    def held_bytes(space: recollect.Namespace) -> int:
+        entries = np.ones((1, 2, 8192, 64), np.float32)
+        space.add(0, entries, entries, streams=["a"])
+        return space.stats().bytes
+
+    made = create("int8")
+    assert made.spec.value_dtype == client.namespace(name).spec.value_dtype == "int8"
+    assert create("int8").spec == made.spec
+    with pytest.raises(recollect.AlreadyExistsError, match="value_dtype is int8 there and None here"):
+        create(None)
+    packed = held_bytes(made)
+    client.delete_namespace(name)
+    # As keys are: whether it is said or not.
+    assert create("float16").spec.value_dtype is None
+    assert create(None).spec == create("float16").spec
+    assert held_bytes(create(None)) - packed == 2 * 8192 * (2 * 64 - (64 + 4))
 
 
 @pytest.mark.parametrize("recall", [0.3, 1.5])

@@ -7,14 +7,20 @@ import pytest
 import torch
 
 import recollect
-from tests.contract.memories import DTYPES, INDEXES, Dtype, Index, Memories
+from tests.contract.memories import DTYPES, INDEXES, VALUE_DTYPES, Dtype, Index, Memories, ValueDtype
 
 
+@pytest.mark.parametrize("value_dtype", VALUE_DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_answers_are_the_oracles(memories: Memories, dtype: Dtype) -> None:
+def test_answers_are_the_oracles(memories: Memories, dtype: Dtype, value_dtype: ValueDtype | None) -> None:
     """Search, attend or its gradient is wrong in this storage format."""
-    memory = memories(dtype=dtype, capacity=40)
+    memory = memories(dtype=dtype, value_dtype=value_dtype, capacity=40, value_dim=5)
     memory.add(["a", "b"], 30)
+    memory.check(["a", "b"], top_k=8)
+    memory.add(["b", "a"], 17)  # they grow, and the oldest leave
+    memory.check(["a", "b"], top_k=8)
+    memory.ns.evict(streams=["a"], ids=memory.ids("a")[3::2])
+    memory.oracle.bank("a", 0).keep([*range(3), *range(4, 40, 2)])
     memory.check(["a", "b"], top_k=8)
 
 

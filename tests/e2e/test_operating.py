@@ -192,7 +192,7 @@ def test_namespaces_from_the_shell(server: ServerProcess, operator: Shell) -> No
             "team/run:8",
         ]
         spec = operator.one("namespaces", "get", "tyrell", "team/run:8")["spec"]
-        assert spec == {**SPEC, "dtype": "float16", "index": "auto", "recall": 0.95}
+        assert spec == {**SPEC, "dtype": "float16", "value_dtype": "float16", "index": "auto", "recall": 0.95}
         table = operator.done("namespaces", "list", "tyrell").splitlines()
         assert table[0].split()[:2] == ["NAME", "LAYERS"]
         assert "float16" in table[1]

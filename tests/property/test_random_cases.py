@@ -21,6 +21,7 @@ def run_case(client: recollect.Client, seed: int) -> None:
         value_dim=int(rng.choice([1, 2, 5, 8, 16])),
         capacity=int(rng.choice([1, 2, 7, 16, 64, 100])),
         dtype=DTYPES[seed % 3],
+        value_dtype="int8" if seed % 5 == 0 else None,
     )
     streams = [f"s{i}" for i in range(int(rng.integers(1, 4)))]
     for _ in range(int(rng.integers(0, 4))):

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 import recollect
-from tests.contract.memories import DTYPES, CheckedMemory, Dtype, Memories
+from tests.contract.memories import DTYPES, VALUE_DTYPES, CheckedMemory, Dtype, Memories, ValueDtype
 
 STREAMS = ("a", "b", "c")
 LAYERS = (0, 4)
@@ -38,12 +38,21 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @initialize(
         dtype=st.sampled_from(DTYPES),
+        value_dtype=st.sampled_from(VALUE_DTYPES),
         heads=st.integers(1, 2),
         dims=st.tuples(st.integers(1, 6), st.integers(1, 6)),
         capacity=st.sampled_from([8, 1, 3, 13, 70, 150]),
         seed=st.integers(0, 2**32 - 1),
     )
-    def begin(self, dtype: Dtype, heads: int, dims: tuple[int, int], capacity: int, seed: int) -> None:
+    def begin(
+        self,
+        dtype: Dtype,
+        value_dtype: ValueDtype | None,
+        heads: int,
+        dims: tuple[int, int],
+        capacity: int,
+        seed: int,
+    ) -> None:
         """A namespace of some shape."""
         self.memory = Memories(_client[0], np.random.default_rng(seed))(
             name=f"machine-{next(_numbers)}",
@@ -53,6 +62,7 @@ class MemoryMachine(RuleBasedStateMachine):
             value_dim=dims[1],
             capacity=capacity,
             dtype=dtype,
+            value_dtype=value_dtype,
         )
 
     @rule(layer=layer_numbers, names=streams, tokens=sizes, large=st.booleans(), data=st.data())

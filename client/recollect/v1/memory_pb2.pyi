@@ -39,6 +39,8 @@ class _DTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     DTYPE_BFLOAT16: _DType.ValueType  # 3
     DTYPE_INT32: _DType.ValueType  # 4
     DTYPE_INT64: _DType.ValueType  # 5
+    DTYPE_INT8: _DType.ValueType  # 6
+    """of stored values alone: integers of 8 bits and, for each value, what they are times"""
 
 class DType(_DType, metaclass=_DTypeEnumTypeWrapper): ...
 
@@ -48,6 +50,8 @@ DTYPE_FLOAT16: DType.ValueType  # 2
 DTYPE_BFLOAT16: DType.ValueType  # 3
 DTYPE_INT32: DType.ValueType  # 4
 DTYPE_INT64: DType.ValueType  # 5
+DTYPE_INT8: DType.ValueType  # 6
+"""of stored values alone: integers of 8 bits and, for each value, what they are times"""
 Global___DType: typing_extensions.TypeAlias = DType
 
 class _IndexKind:
@@ -685,6 +689,7 @@ class NamespaceSpec(google.protobuf.message.Message):
     VALUE_DIM_FIELD_NUMBER: builtins.int
     CAPACITY_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
+    VALUE_DTYPE_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
     RECALL_FIELD_NUMBER: builtins.int
     heads: builtins.int
@@ -696,7 +701,9 @@ class NamespaceSpec(google.protobuf.message.Message):
     capacity: builtins.int
     """entries per stream and layer"""
     dtype: Global___DType.ValueType
-    """of keys and values in store"""
+    """of keys and values in store, and of both as they travel"""
+    value_dtype: Global___DType.ValueType
+    """of values in store: int8; unset: as keys"""
     index: Global___IndexKind.ValueType
     """unspecified: auto"""
     recall: builtins.float
@@ -712,10 +719,11 @@ class NamespaceSpec(google.protobuf.message.Message):
         value_dim: builtins.int = ...,
         capacity: builtins.int = ...,
         dtype: Global___DType.ValueType = ...,
+        value_dtype: Global___DType.ValueType = ...,
         index: Global___IndexKind.ValueType = ...,
         recall: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["capacity", b"capacity", "dtype", b"dtype", "heads", b"heads", "index", b"index", "key_dim", b"key_dim", "layers", b"layers", "recall", b"recall", "value_dim", b"value_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capacity", b"capacity", "dtype", b"dtype", "heads", b"heads", "index", b"index", "key_dim", b"key_dim", "layers", b"layers", "recall", b"recall", "value_dim", b"value_dim", "value_dtype", b"value_dtype"]) -> None: ...
 
 Global___NamespaceSpec: typing_extensions.TypeAlias = NamespaceSpec
 

@@ -29,6 +29,7 @@ _NAMESPACE_EXAMPLE: JsonDict = {
         "value_dim": 64,
         "capacity": 65_536,
         "dtype": "float16",
+        "value_dtype": "float16",
         "index": "auto",
         "recall": 0.95,
     },
@@ -43,7 +44,8 @@ class SpecView(Body):
     key_dim: int
     value_dim: int
     capacity: int = Field(description="entries per stream and layer")
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(description="of stored keys and values")
+    value_dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(description="of stored values")
     index: Literal["exact", "ivf", "auto"] = Field(description="what answers reads")
     recall: float = Field(description="share of the true top_k that reads find on average")
 
@@ -73,6 +75,7 @@ class NamespaceView(Body):
                 value_dim=spec.value_dim,
                 capacity=spec.capacity,
                 dtype=spec.dtype.value,
+                value_dtype=(spec.value_dtype or spec.dtype).value,
                 index=spec.index.value,
                 recall=spec.recall,
             ),

@@ -14,6 +14,7 @@ from recollect_server.domain.spec import Dtype
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Raw = NDArray[np.float32 | np.float16 | np.uint16]
+RowBytes = NDArray[np.uint8]
 
 RAW_TYPES: dict[Dtype, type[np.float32] | type[np.float16] | type[np.uint16]] = {
     Dtype.FLOAT32: np.float32,

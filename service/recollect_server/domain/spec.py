@@ -29,6 +29,16 @@ class Dtype(enum.Enum):
         return 4 if self is Dtype.FLOAT32 else 2
 
 
+class ValueDtype(enum.Enum):
+    """How values are stored where they are not as keys are."""
+
+    INT8 = "int8"
+
+
+STEP_BYTES = 4
+"""Behind the integers of a value: the float32 that they are times."""
+
+
 class IndexChoice(enum.Enum):
     """What answers reads."""
 
@@ -54,7 +64,8 @@ class NamespaceSpec:
         key_dim: Dk.
         value_dim: Dv.
         capacity: Entries per stream and layer; beyond it the oldest make room.
-        dtype: Of keys and values in store.
+        dtype: Of keys and values in store, and of both as they travel.
+        value_dtype: Of values in store, where it is another one.
         index: What answers reads: exact search, an inverted file, or what suits each bank as it grows.
         recall: Share of the true top_k, those of exact search, that reads find on average.
     """
@@ -67,11 +78,24 @@ class NamespaceSpec:
     dtype: Dtype
     index: IndexChoice = INDEX_DEFAULT
     recall: float = RECALL_DEFAULT
+    value_dtype: ValueDtype | None = None
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one entry's keys and values, all heads."""
-        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize_bytes
+        return self.heads * (self.key_bytes + self.value_bytes)
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one key in store."""
+        return self.key_dim * self.dtype.itemsize_bytes
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value in store."""
+        if self.value_dtype is ValueDtype.INT8:
+            return self.value_dim + STEP_BYTES
+        return self.value_dim * self.dtype.itemsize_bytes
 
     def head_of(self, asking: int, query_heads: int) -> int:
         """The stored head that a query head reads; as many read each."""
@@ -140,6 +164,6 @@ def _in_range(argument: str, value: int, most: int) -> None:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Dtype | IndexChoice):
+    if isinstance(value, Dtype | ValueDtype | IndexChoice):
         return value.value
     return list(value) if isinstance(value, tuple) else value

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recollect_server.domain.spec import STEP_BYTES
+
 GATHERED_BYTES_MAX = 512 * 1024 * 1024
 """Retrieved pairs are gathered in blocks of so many bytes, which bounds the scratch memory."""
 
@@ -30,24 +32,38 @@ def weigh(scores: Tensor, slots: Tensor, values: Tensor, scale: float) -> tuple[
     Args:
         scores: float32 [H, N, K]; -inf where there is no entry.
         slots: int64 [H, N, K]; -1 where there is no entry.
-        values: [H, slots, Dv], of any storage.
+        values: [H, slots, Dv], of any storage; rows of bytes are those of `int8_rows`.
         scale: Positive.
 
     Returns:
         Output float32 [H, N, Dv] and LSE [H, N], as in `attend`.
     """
     heads, count, top_k = scores.shape
-    output = torch.zeros((heads, count, values.shape[-1]), device=scores.device)
+    dim = width_of(values)
+    output = torch.zeros((heads, count, dim), device=scores.device)
     lse = torch.full((heads, count), float("-inf"), device=scores.device)
     if not values.shape[1]:
         return output, lse
-    size = max(1, GATHERED_BYTES_MAX // (4 * max(1, top_k * values.shape[-1])))
+    size = max(1, GATHERED_BYTES_MAX // (4 * max(1, top_k * dim)))
     for head in range(heads):
         for first in range(0, count, size):
             part = slice(first, first + size)
-            v = values[head][slots[head, part].clamp(min=0)].float()  # [t, K, Dv]
+            v = widened(values[head][slots[head, part].clamp(min=0)])  # [t, K, Dv]
             output[head, part], lse[head, part] = attend(scale * scores[head, part], v)
     return output, lse
+
+
+def width_of(rows: Tensor) -> int:
+    """Elements of stored rows."""
+    return rows.shape[-1] - STEP_BYTES if rows.dtype is torch.uint8 else rows.shape[-1]
+
+
+def widened(rows: Tensor) -> Tensor:
+    """Stored rows in float32; those of bytes are those of `int8_rows`."""
+    if rows.dtype is not torch.uint8:
+        return rows.float()
+    dim = width_of(rows)
+    return rows[..., :dim].view(torch.int8).float() * rows[..., dim:].contiguous().view(torch.float32)
 
 
 def attend_backward(

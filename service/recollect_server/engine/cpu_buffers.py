@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import LINE_BYTES, RAW_TYPES, DenseArray, Int64, Raw, dtype_in, to_float32
+from recollect_server.domain.arrays import (
+    LINE_BYTES,
+    RAW_TYPES,
+    DenseArray,
+    Float32,
+    Int64,
+    Raw,
+    RowBytes,
+    dtype_in,
+    from_float32,
+    to_float32,
+)
 from recollect_server.domain.ring import Write
-from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
+from recollect_server.engine import int8_rows
 from recollect_server.engine.reserve import reserve
 from recollect_server.engine.zeroing import zero
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 TOUCHED_BYTES = 1024 * 1024
 """Of a head, that are written to for the first time in one step: at most two large pages are found in it."""
 
 
 class CpuBuffers:
-    """What CPU stores have in common: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
+    """What CPU stores have in common: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart.
+
+    Values that are stored as integers are rows of bytes, [Hkv, slots, Dv + STEP_BYTES].
+    """
 
     __slots__ = ("_keys", "_room", "_spec", "_touched", "_values")
 
@@ -52,7 +71,7 @@ class CpuBuffers:
     def touch(self, slots: int) -> Steps[None]:
         """See `Store.touch`. Head by head: each has pages of its own."""
         yield 0
-        row_bytes = self._keys.itemsize * max(self._spec.key_dim, self._spec.value_dim)
+        row_bytes = max(rows.itemsize * rows.shape[2] for rows in (self._keys, self._values))
         together = max(1, TOUCHED_BYTES // row_bytes)
         while self._touched < slots:
             part = slice(self._touched, min(slots, self._touched + together))
@@ -63,9 +82,10 @@ class CpuBuffers:
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""
+        v = self._packed(values) if self._spec.value_dtype is ValueDtype.INT8 else values.raw
         for write in writes:
             self._keys[:, write.slots] = keys.raw[:, write.tokens]
-            self._values[:, write.slots] = values.raw[:, write.tokens]
+            self._values[:, write.slots] = v[:, write.tokens]
             self._touched = max(self._touched, write.slots.stop)  # or it would be zeroed
 
     def compact(self, slots: Int64) -> None:
@@ -83,52 +103,80 @@ class CpuBuffers:
         self._use(self._room_for(0), 0)
         self._touched = 0
 
-    def _room_for(self, slots: int) -> tuple[Raw, Raw]:
+    def _room_for(self, slots: int) -> tuple[Raw, Raw | RowBytes]:
         """Buffers for keys and values of so many slots, or more."""
-        spec = self._spec
-        keys, values = (reserve(spec, slots, dim) for dim in (spec.key_dim, spec.value_dim))
+        spec, sizes = self._spec, (self._spec.key_bytes, self._spec.value_bytes)
+        keys, values = (reserve(spec, slots, row_bytes) for row_bytes in sizes)
         if keys is None or values is None:
-            return _zeros(spec, slots, spec.key_dim), _zeros(spec, slots, spec.value_dim)
-        return keys, values
+            keys, values = (_zeros(spec, slots, row_bytes) for row_bytes in sizes)
+        stored: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[spec.dtype])
+        return keys.view(stored), values.view(stored) if spec.value_dtype is None else values
 
-    def _use(self, room: tuple[Raw, Raw], slots: int) -> None:
+    def _use(self, room: tuple[Raw, Raw | RowBytes], slots: int) -> None:
         self._room = room
-        self._keys, self._values = (rows[:, :slots] for rows in room)
+        self._keys, self._values = room[0][:, :slots], room[1][:, :slots]
 
     def keys(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.keys`."""
-        return self._pairs(self._keys, slots, into, head)
+        stored = self._spec.dtype
+        return self._pairs(self._keys, slots, into, head, dim=self._spec.key_dim, dtype=stored)
 
     def values(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.values`."""
-        return self._pairs(self._values, slots, into, head)
+        stored = self._spec.value_dtype or self._spec.dtype
+        return self._pairs(self._values, slots, into, head, dim=self._spec.value_dim, dtype=stored)
 
-    def _pairs(self, buffer: Raw, slots: Int64, into: Raw | None, head: int | None) -> DenseArray:
+    def _pairs(
+        self,
+        buffer: Raw | RowBytes,
+        slots: Int64,
+        into: Raw | None,
+        head: int | None,
+        *,
+        dim: int,
+        dtype: Dtype | ValueDtype,
+    ) -> DenseArray:
         query_heads = slots.shape[0]
-        pairs = np.empty((*slots.shape, buffer.shape[2]), dtype=buffer.dtype) if into is None else into
+        raw = np.empty((*slots.shape, dim), RAW_TYPES[self._spec.dtype]) if into is None else into
+        pairs = DenseArray(raw, dtype_in(raw, self._spec.dtype))
         for asking in range(query_heads):
             asked = self._spec.head_of(asking, query_heads) if head is None else head
-            self._gather_rows(buffer[asked], slots[asking], pairs[asking])
-        return DenseArray(pairs, dtype_in(pairs, self._spec.dtype))
+            self._gather_rows(buffer[asked], slots[asking], pairs.row(asking), dtype)
+        return pairs
 
-    def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:
-        """Rows [slots, D] at `slots` [T, K], to `into` [T, K, D], which may be wider; 0 for -1."""
+    def _gather_rows(
+        self, rows: Raw | RowBytes, slots: Int64, into: DenseArray, dtype: Dtype | ValueDtype
+    ) -> None:
+        """Rows [slots, D] of `dtype`, at `slots` [T, K], to `into` [T, K, D] of that or another; 0 for -1."""
         present = slots >= 0
         chosen = rows[slots[present]]
-        into[present] = chosen if into.dtype == chosen.dtype else to_float32(chosen, self._spec.dtype)
-        into[~present] = 0
+        is_as_stored = into.dtype is dtype
+        into.raw[present] = chosen if is_as_stored else from_float32(widened(chosen, dtype), into.dtype).raw
+        into.raw[~present] = 0
+
+    def _packed(self, values: DenseArray) -> RowBytes:
+        """Values [Hkv, T, Dv] as rows of integers."""
+        return int8_rows.pack(values.float32())
 
 
-def _zeros(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
+def widened(rows: Raw | RowBytes, dtype: Dtype | ValueDtype) -> Float32:
+    """Rows as they are stored, in float32."""
+    if isinstance(dtype, ValueDtype):
+        return int8_rows.unpack(cast("RowBytes", rows))
+    return to_float32(cast("Raw", rows), dtype)
+
+
+def _zeros(spec: NamespaceSpec, slots: int, row_bytes: int) -> RowBytes:
     """From a line of the cache on: NumPy's own begin 16 bytes after one."""
-    dtype: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[spec.dtype])
-    size_bytes = spec.heads * slots * dim * dtype.itemsize
+    size_bytes = spec.heads * slots * row_bytes
     memory = np.zeros(size_bytes + LINE_BYTES, dtype=np.uint8)
     first = -memory.ctypes.data % LINE_BYTES
-    return memory[first : first + size_bytes].view(dtype).reshape(spec.heads, slots, dim)
+    return memory[first : first + size_bytes].reshape(spec.heads, slots, row_bytes)
 
 
-def _copy(old: Raw, new: Raw, live: Sequence[slice], left: int) -> Generator[int, int, int]:
+def _copy(
+    old: NDArray[Scalar], new: NDArray[Scalar], live: Sequence[slice], left: int
+) -> Generator[int, int, int]:
     """Slots of buffers [Hkv, slots, D], some at a time; returns what the next step may take."""
     first, each = 0, work.moved_to_new(old.shape[0] * old.shape[2] * old.itemsize)
     for segment in live:

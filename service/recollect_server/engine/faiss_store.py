@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, to_float32
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowBytes, to_float32
 from recollect_server.domain.ports import Attention, Hits, IndexState
-from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_cpu, faiss_cpu
-from recollect_server.engine.cpu_buffers import CpuBuffers
+from recollect_server.engine.cpu_buffers import CpuBuffers, widened
 from recollect_server.engine.no_upkeep import NoUpkeep
 from recollect_server.engine.row_by_row import RowByRow
 from recollect_server.engine.tiles import in_parts
@@ -86,9 +86,10 @@ class FaissStore(NoUpkeep, RowByRow, CpuBuffers):
         if not live:
             return Attention(output=output, lse=lse, slots=hits.slots)
         group, each = query_heads // self._spec.heads, work.gathered(top_k, self._spec.value_dim)
+        of_values = self._spec.value_dtype or self._spec.dtype
 
         def weigh(head: int, part: slice) -> None:
-            v = self._gather(self._values[head // group], hits.slots[head, part])  # [t, K, Dv]
+            v = self._gather(self._values[head // group], hits.slots[head, part], of_values)  # [t, K, Dv]
             scaled = np.float32(scale) * hits.scores[head, part]
             output[head, part], lse[head, part] = attention_cpu.attend(scaled, v)
 
@@ -110,13 +111,14 @@ class FaissStore(NoUpkeep, RowByRow, CpuBuffers):
         query_heads, tokens, top_k = slots.shape
         group = query_heads // self._spec.heads
         each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
+        of_values = self._spec.value_dtype or self._spec.dtype
 
         def derive(head: int, part: slice) -> None:
             chosen = slots[head, part]
             gradient[head, part] = attention_cpu.attend_backward(
                 q[head, part],
-                self._gather(self._keys[head // group], chosen),
-                self._gather(self._values[head // group], chosen),
+                self._gather(self._keys[head // group], chosen, self._spec.dtype),
+                self._gather(self._values[head // group], chosen, of_values),
                 present=chosen >= 0,
                 scale=scale,
                 grad_output=go[head, part],
@@ -136,6 +138,7 @@ class FaissStore(NoUpkeep, RowByRow, CpuBuffers):
         widest = max(self._spec.key_dim, self._spec.value_dim)
         return max(1, GATHERED_BYTES_MAX // (4 * top_k * widest))
 
-    def _gather(self, rows: Raw, slots: Int64) -> Float32:
-        """Rows [t, K, D] of one head's buffer [slots, D]; of any finite content for slot -1."""
-        return to_float32(rows[slots.clip(min=0)], self._spec.dtype)
+    @staticmethod
+    def _gather(rows: Raw | RowBytes, slots: Int64, dtype: Dtype | ValueDtype) -> Float32:
+        """Rows [t, K, D] of one head's buffer [slots, D], of `dtype`; of any finite content for slot -1."""
+        return widened(rows[slots.clip(min=0)], dtype)

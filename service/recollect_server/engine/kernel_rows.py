@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowBytes
 from recollect_server.domain.ports import Attention
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.engine.kernels import DTYPES, address, library, room_of, stride_of
@@ -21,7 +21,8 @@ class _Rows(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("queries", "output", "lse", "slots")),
         *((name, c_int64) for name in ("rows", "queries_per_head")),
-        *((name, c_int32) for name in ("heads", "dim", "value_dim", "top_k", "room", "query_dtype", "dtype")),
+        *((name, c_int32) for name in ("heads", "dim", "value_dim", "top_k", "room")),
+        *((name, c_int32) for name in ("query_dtype", "key_dtype", "value_dtype")),
         ("scale", c_float),
     )
 
@@ -33,7 +34,7 @@ class Place(NamedTuple):
         keys: Address of slot 0 of the first head.
         values: As of keys.
         key_stride: Elements from a head to the next one.
-        value_stride: As of keys.
+        value_stride: As of keys; of rows of INT8 in bytes.
     """
 
     keys: int
@@ -42,8 +43,8 @@ class Place(NamedTuple):
     value_stride: int
 
     @classmethod
-    def of(cls, keys: Raw, values: Raw) -> Place:
-        """Of keys [heads, slots, Dk] and values [heads, slots, Dv], contiguous within a head."""
+    def of(cls, keys: Raw, values: Raw | RowBytes) -> Place:
+        """Of keys [heads, slots, Dk] and values [heads, slots, Dv or a row], contiguous within a head."""
         return cls(address(keys), address(values), stride_of(keys), stride_of(values))
 
 
@@ -64,8 +65,7 @@ def attend_rows(
     rows: Sequence[Row],
     *,
     query_dtype: Dtype,
-    dtype: Dtype,
-    value_dim: int,
+    spec: NamespaceSpec,
     top_k: int,
     scale: float,
 ) -> tuple[Float32, Float32, Int64]:
@@ -75,8 +75,7 @@ def attend_rows(
         queries: [banks, heads, n, Dk], contiguous.
         rows: The banks.
         query_dtype: What the bits of queries mean.
-        dtype: What the bits of keys and values mean.
-        value_dim: Dv.
+        spec: Says what the bits of keys and values mean.
         top_k: K.
         scale: Of the scores.
 
@@ -85,7 +84,7 @@ def attend_rows(
         slots int64 [banks, heads, n, K], best first, -1 where there are fewer.
     """
     banks, heads, count, dim = queries.shape
-    output = np.empty((banks, heads, count, value_dim), dtype=np.float32)
+    output = np.empty((banks, heads, count, spec.value_dim), dtype=np.float32)
     lse = np.empty((banks, heads, count), dtype=np.float32)
     slots = np.empty((banks, heads, count, top_k), dtype=np.int64)
     places = np.array([(*place, *_bounds(live)) for place, live in rows], np.int64)
@@ -95,11 +94,12 @@ def attend_rows(
         count,
         heads,
         dim,
-        value_dim,
+        spec.value_dim,
         top_k,
         room_of(top_k),
         DTYPES[query_dtype],
-        DTYPES[dtype],
+        DTYPES[spec.dtype],
+        DTYPES[spec.value_dtype or spec.dtype],
         scale,
     )
     library().rc_attend_rows(ctypes.byref(bound), address(places))
@@ -121,8 +121,7 @@ def attend_together(
         np.ascontiguousarray(queries.raw).reshape(banks, spec.heads, -1, dim),
         rows,
         query_dtype=queries.dtype,
-        dtype=spec.dtype,
-        value_dim=spec.value_dim,
+        spec=spec,
         top_k=top_k,
         scale=scale,
     )

@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, to_float32
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowBytes, to_float32
 from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Write
-from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.choice import timed
@@ -139,7 +139,7 @@ class KernelStore(CpuBuffers):
             kernels.attend(
                 *found,
                 self._values[heads],
-                dtype=self._spec.dtype,
+                dtype=self._spec.value_dtype or self._spec.dtype,
                 scale=scale,
                 output=output[heads, part],
                 lse=lse[heads, part],
@@ -221,7 +221,7 @@ class KernelStore(CpuBuffers):
                 np.ascontiguousarray(slots[None, head, part]),
                 self._keys[bank_head],
                 self._values[bank_head],
-                dtype=self._spec.dtype,
+                spec=self._spec,
                 scale=scale,
                 grad_output=go[None, head, part],
                 grad_lse=None if grad_lse is None else np.ascontiguousarray(grad_lse[None, head, part]),
@@ -245,7 +245,7 @@ class KernelStore(CpuBuffers):
             self._index.clear()
             self._index = Index(self._spec)
 
-    def _use(self, room: tuple[Raw, Raw], slots: int) -> None:
+    def _use(self, room: tuple[Raw, Raw | RowBytes], slots: int) -> None:
         super()._use(room, slots)
         self._place = Place.of(self._keys, self._values)
 
@@ -318,9 +318,16 @@ class KernelStore(CpuBuffers):
         shape = (several, each, top_k)
         return scores.reshape(shape), slots.reshape(shape)
 
-    def _gather_rows(self, rows: Raw, slots: Int64, into: Raw) -> None:
+    def _gather_rows(
+        self, rows: Raw | RowBytes, slots: Int64, into: DenseArray, dtype: Dtype | ValueDtype
+    ) -> None:
         """See `CpuBuffers`; `into` is contiguous."""
-        kernels.gather(rows, np.ascontiguousarray(slots), into, dtype=self._spec.dtype)
+        places = np.ascontiguousarray(slots)
+        kernels.gather(rows, places, into.raw, dtype=dtype, to_dtype=into.dtype)
+
+    def _packed(self, values: DenseArray) -> RowBytes:
+        """See `CpuBuffers`."""
+        return kernels.to_int8(values)
 
 
 def _widened(queries: Raw, dtype: Dtype) -> Float32:
@@ -328,7 +335,7 @@ def _widened(queries: Raw, dtype: Dtype) -> Float32:
     if dtype is Dtype.FLOAT32:
         return to_float32(queries, dtype)
     into = np.empty(queries.shape, dtype=np.float32)
-    kernels.gather(queries, np.arange(len(queries)), into, dtype=dtype)
+    kernels.gather(queries, np.arange(len(queries)), into, dtype=dtype, to_dtype=Dtype.FLOAT32)
     return into
 
 

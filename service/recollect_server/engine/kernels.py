@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect_server.domain.arrays import Float32, Int64, Raw
-from recollect_server.domain.spec import Dtype
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowBytes
+from recollect_server.domain.spec import STEP_BYTES, Dtype, NamespaceSpec, ValueDtype
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,12 @@ Int32 = NDArray[np.int32]
 
 FLOAT32 = Dtype.FLOAT32
 
-DTYPES = {Dtype.FLOAT32: 0, Dtype.FLOAT16: 1, Dtype.BFLOAT16: 2}
+DTYPES: dict[Dtype | ValueDtype, int] = {
+    Dtype.FLOAT32: 0,
+    Dtype.FLOAT16: 1,
+    Dtype.BFLOAT16: 2,
+    ValueDtype.INT8: 3,
+}
 
 ROOM_FACTOR, ROOM_MORE, ROOM_MULTIPLE = 2, 32, 16
 """Candidates of a query before all but the best are let go: twice top_k and some, to whole vectors."""
@@ -62,7 +68,7 @@ class _Backward(ctypes.Structure):
         *((name, c_int64) for name in ("key_stride", "value_stride")),
         ("gradient", c_void_p),
         ("queries_per_head", c_int64),
-        *((name, c_int32) for name in ("heads", "top_k", "key_dim", "value_dim", "dtype")),
+        *((name, c_int32) for name in ("heads", "top_k", "key_dim", "value_dim", "key_dtype", "value_dtype")),
         ("scale", c_float),
     )
 
@@ -79,7 +85,8 @@ def library() -> ctypes.CDLL:
         "rc_attend_rows": 2 * pointers,
         "rc_attend_backward": pointers,
         "rc_gather": (*2 * pointers, *2 * counts, *pointers),
-        "rc_gather_wide": (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p),
+        "rc_gather_as": (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_int32, c_void_p),
+        "rc_to_int8": (c_void_p, c_int32, c_int64, c_int32, c_void_p),
         "rc_accumulate": (*2 * pointers, c_int64, c_int32, *2 * pointers),
         "rc_multiply_centroids": (*pointers, c_int64, *pointers, c_int32, c_int32, *pointers),
         "rc_lists_free": pointers,
@@ -209,14 +216,21 @@ def scan(
 
 
 def attend(
-    scores: Float32, slots: Int64, values: Raw, *, dtype: Dtype, scale: float, output: Float32, lse: Float32
+    scores: Float32,
+    slots: Int64,
+    values: Raw | RowBytes,
+    *,
+    dtype: Dtype | ValueDtype,
+    scale: float,
+    output: Float32,
+    lse: Float32,
 ) -> None:
     """softmax(scale * scores) v.
 
     Args:
         scores: [heads, n, K], contiguous.
         slots: [heads, n, K], contiguous; -1 for none.
-        values: [heads, slots, Dv].
+        values: [heads, slots, Dv], or rows of INT8.
         dtype: What the bits of values mean.
         scale: Of the scores.
         output: [heads, n, Dv], to be filled: 0 where there is no entry.
@@ -236,7 +250,7 @@ def attend(
         queries,
         heads,
         top_k,
-        values.shape[2],
+        output.shape[2],
         DTYPES[dtype],
         scale,
     )
@@ -247,9 +261,9 @@ def attend_backward(
     queries: Float32,
     slots: Int64,
     keys: Raw,
-    values: Raw,
+    values: Raw | RowBytes,
     *,
-    dtype: Dtype,
+    spec: NamespaceSpec,
     scale: float,
     grad_output: Float32,
     grad_lse: Float32 | None,
@@ -260,8 +274,8 @@ def attend_backward(
         queries: [heads, n, Dk].
         slots: [heads, n, K]; -1 for none.
         keys: [heads, slots, Dk], contiguous within a head.
-        values: [heads, slots, Dv], contiguous within a head.
-        dtype: What the bits of keys and values mean.
+        values: [heads, slots, Dv], or rows of INT8; contiguous within a head.
+        spec: Says what the bits of keys and values mean.
         scale: Of the forward call.
         grad_output: [heads, n, Dv].
         grad_lse: [heads, n], or None for zero.
@@ -285,28 +299,43 @@ def attend_backward(
         heads,
         slots.shape[2],
         key_dim,
-        values.shape[2],
-        DTYPES[dtype],
+        grad_output.shape[2],
+        DTYPES[spec.dtype],
+        DTYPES[spec.value_dtype or spec.dtype],
         scale,
     )
     library().rc_attend_backward(ctypes.byref(bound))
     return gradient
 
 
-def gather(rows: Raw, slots: Int64, into: Raw, *, dtype: Dtype) -> None:
+def gather(
+    rows: Raw | RowBytes, slots: Int64, into: Raw, *, dtype: Dtype | ValueDtype, to_dtype: Dtype
+) -> None:
     """Copies rows [slots, D] at `slots` [...], contiguous, to `into` [..., D], contiguous; 0 for -1.
 
     Args:
         rows: Of `dtype`.
         slots: int64.
-        into: Of the same dtype, or float32: then they are widened.
+        into: Of `to_dtype`.
         dtype: What the bits of rows mean.
+        to_dtype: What they are to mean in `into`.
     """
-    row_bytes, places = rows.shape[1] * rows.itemsize, address(slots)
-    if into.itemsize == rows.itemsize:
-        library().rc_gather(address(rows), places, slots.size, row_bytes, address(into))
+    places, dim = address(slots), into.shape[-1]
+    if dtype is to_dtype:
+        library().rc_gather(address(rows), places, slots.size, dim * rows.itemsize, address(into))
         return
-    library().rc_gather_wide(address(rows), DTYPES[dtype], places, slots.size, rows.shape[1], address(into))
+    library().rc_gather_as(
+        address(rows), DTYPES[dtype], places, slots.size, dim, DTYPES[to_dtype], address(into)
+    )
+
+
+def to_int8(values: DenseArray) -> RowBytes:
+    """Values [..., D] as rows of INT8: see `int8_rows.pack`."""
+    *shape, dim = values.shape
+    rows = np.empty((*shape, dim + STEP_BYTES), dtype=np.uint8)
+    raw = np.ascontiguousarray(values.raw)
+    library().rc_to_int8(address(raw), DTYPES[values.dtype], math.prod(shape), dim, address(rows))
+    return rows
 
 
 def accumulate(rows: Float32, assigned: Int64, sums: NDArray[np.float64], counts: Int64) -> None:

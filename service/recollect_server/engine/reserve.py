@@ -13,7 +13,7 @@ import platform
 
 import numpy as np
 
-from recollect_server.domain.arrays import RAW_TYPES, Raw
+from recollect_server.domain.arrays import RowBytes
 from recollect_server.domain.spec import NamespaceSpec
 
 LARGE_BYTES = 8 * 1024 * 1024
@@ -30,19 +30,18 @@ _NO_RESERVE = 0x4000
 """MAP_NORESERVE of Linux: nothing is set aside for what may never be written."""
 
 
-def reserve(spec: NamespaceSpec, slots: int, dim: int) -> Raw | None:
-    """A buffer [Hkv, slots or more, dim] of zeroes, apart head by head.
+def reserve(spec: NamespaceSpec, slots: int, row_bytes: int) -> RowBytes | None:
+    """A buffer [Hkv, slots or more, row_bytes] of zeroes, apart head by head.
 
     Args:
         spec: Says how many slots there will be at most.
         slots: In use from now on.
-        dim: Of a row.
+        row_bytes: Of a key or a value.
 
     Returns:
         None where it would be of no use, or cannot be had.
     """
-    dtype: np.dtype[np.float32 | np.float16 | np.uint16] = np.dtype(RAW_TYPES[spec.dtype])
-    row_bytes, wanted = dim * dtype.itemsize, min(spec.capacity, TIMES * slots)
+    wanted = min(spec.capacity, TIMES * slots)
     if slots * row_bytes < LARGE_BYTES or wanted == slots or platform.system() != "Linux":
         return None
     head_bytes = -(-wanted * row_bytes // HUGE_BYTES) * HUGE_BYTES
@@ -57,5 +56,5 @@ def reserve(spec: NamespaceSpec, slots: int, dim: int) -> Raw | None:
     with contextlib.suppress(OSError):  # a kernel without large pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     first = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE_BYTES
-    strides = head_bytes, row_bytes, dtype.itemsize
-    return np.ndarray((spec.heads, wanted, dim), dtype, memory, first, strides)
+    strides = head_bytes, row_bytes, 1
+    return np.ndarray((spec.heads, wanted, row_bytes), np.uint8, memory, first, strides)

@@ -16,9 +16,9 @@ from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, dtype_in
 from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
-from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
-from recollect_server.engine import attention_torch, torch_scan
+from recollect_server.engine import attention_torch, int8_rows, torch_scan
 from recollect_server.engine.no_upkeep import NoUpkeep
 from recollect_server.engine.ranges import length_of
 from recollect_server.engine.row_by_row import RowByRow
@@ -82,9 +82,12 @@ class TorchDevice:
 
 
 class TorchStore(NoUpkeep, RowByRow):
-    """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart."""
+    """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart.
 
-    __slots__ = ("_choice", "_device", "_index", "_keys", "_spec", "_values")
+    Values that are stored as integers are rows of bytes, [Hkv, slots, Dv + STEP_BYTES].
+    """
+
+    __slots__ = ("_choice", "_device", "_index", "_keys", "_packs", "_spec", "_values")
 
     def __init__(
         self, spec: NamespaceSpec, device: torch.device, choice: Choice, *, index: IndexRule
@@ -93,8 +96,8 @@ class TorchStore(NoUpkeep, RowByRow):
         self._device = device
         self._choice = choice
         self._index = BankIndex(index)
-        self._keys = self._zeros(0, spec.key_dim)
-        self._values = self._zeros(0, spec.value_dim)
+        self._packs = spec.value_dtype is ValueDtype.INT8
+        self._keys, self._values = self._zeros(0)
 
     @exhausts_in_steps
     def growing(self, allocated: int, live: Sequence[slice]) -> Steps[None]:
@@ -102,8 +105,7 @@ class TorchStore(NoUpkeep, RowByRow):
         yield work.moved(length_of(live) * self._spec.entry_bytes)
         # All that takes memory comes first: where there is none, nothing has moved.
         places = _places(live, self._device)
-        keys = self._zeros(allocated, self._spec.key_dim)
-        values = self._zeros(allocated, self._spec.value_dim)
+        keys, values = self._zeros(allocated)
         for old, new in ((self._keys, keys), (self._values, values)):
             _copy(old, new, live)
         for old in (self._keys, self._values):
@@ -119,7 +121,8 @@ class TorchStore(NoUpkeep, RowByRow):
     @exhausts
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`. Head by head, where slots lie together: so it takes no memory of the card."""
-        k, v = _on_host(keys), _on_host(values)
+        k = _on_host(keys)
+        v = torch.from_numpy(int8_rows.pack(values.float32())) if self._packs else _on_host(values)
         for write in writes:
             for rows, new in ((self._keys, k), (self._values, v)):
                 for head in range(self._spec.heads):
@@ -144,8 +147,7 @@ class TorchStore(NoUpkeep, RowByRow):
         self._index.clear()
         self._keys.zero_()
         self._values.zero_()
-        self._keys = self._zeros(0, self._spec.key_dim)
-        self._values = self._zeros(0, self._spec.value_dim)
+        self._keys, self._values = self._zeros(0)
 
     @property
     def index_state(self) -> IndexState:
@@ -182,11 +184,11 @@ class TorchStore(NoUpkeep, RowByRow):
         lse = torch.full((heads, tokens), float("-inf"), device=self._device)
         if live:
             left, each, first = (yield 0), heads * work.gathered(top_k, value_dim), 0
+            weigh = attention_torch.weigh if self._packs else way.weigh
             while first < tokens:
                 size = tokens_of_part(left, tokens=tokens - first, each=each, most=tokens)
                 part = slice(first, first + size)
-                weighed = way.weigh(scores[:, part], slots[:, part], self._values, scale)
-                output[:, part], lse[:, part] = weighed
+                output[:, part], lse[:, part] = weigh(scores[:, part], slots[:, part], self._values, scale)
                 first += size
                 left = yield from self._pause(size * each)
         shape = queries.shape[:2]
@@ -281,11 +283,13 @@ class TorchStore(NoUpkeep, RowByRow):
     def _pairs(self, buffer: Tensor, slots: Int64, into: Raw | None, head: int | None) -> DenseArray:
         chosen = torch.from_numpy(slots).to(self._device)
         query_heads = slots.shape[0]
-        pairs = torch.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype, device=self._device)
+        rows = torch.zeros((*slots.shape, buffer.shape[2]), dtype=buffer.dtype, device=self._device)
         for asking in range(query_heads):
             asked = self._spec.head_of(asking, query_heads) if head is None else head
             present = chosen[asking] >= 0
-            pairs[asking][present] = buffer[asked][chosen[asking][present]]
+            rows[asking][present] = buffer[asked][chosen[asking][present]]
+        is_packed = rows.dtype is torch.uint8
+        pairs = attention_torch.widened(rows).to(TORCH_TYPES[self._spec.dtype]) if is_packed else rows
         fetched = _download(pairs, self._spec.dtype)
         if into is None:
             return fetched
@@ -296,14 +300,18 @@ class TorchStore(NoUpkeep, RowByRow):
     def _upload(self, array: DenseArray) -> Tensor:
         return _on_host(array).to(self._device)
 
-    def _zeros(self, slots: int, dim: int) -> Tensor:
-        dtype = TORCH_TYPES[self._spec.dtype]
-        return torch.zeros((self._spec.heads, slots, dim), dtype=dtype, device=self._device)
+    def _zeros(self, slots: int) -> tuple[Tensor, Tensor]:
+        """Buffers for keys and values."""
+        heads, stored, on = self._spec.heads, TORCH_TYPES[self._spec.dtype], self._device
+        of_values = torch.uint8 if self._packs else stored
+        width = self._spec.value_bytes // of_values.itemsize
+        keys = torch.zeros((heads, slots, self._spec.key_dim), dtype=stored, device=on)
+        return keys, torch.zeros((heads, slots, width), dtype=of_values, device=on)
 
 
 def _gather(rows: Tensor, slots: Tensor) -> Tensor:
     """Rows [t, K, D] in float32 of one head's buffer [slots, D]; of any finite content for slot -1."""
-    return rows[slots.clamp(min=0)].float()
+    return attention_torch.widened(rows[slots.clamp(min=0)])
 
 
 def _places(live: Sequence[slice], device: torch.device) -> Tensor:

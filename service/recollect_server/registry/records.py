@@ -16,7 +16,14 @@ from recollect_server.domain.credentials import Key
 from recollect_server.domain.errors import RegistryUnavailableError
 from recollect_server.domain.identity import Scope
 from recollect_server.domain.registry import Answer, NamespaceRecord
-from recollect_server.domain.spec import INDEX_DEFAULT, RECALL_DEFAULT, Dtype, IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import (
+    INDEX_DEFAULT,
+    RECALL_DEFAULT,
+    Dtype,
+    IndexChoice,
+    NamespaceSpec,
+    ValueDtype,
+)
 from recollect_server.domain.tenants import Quotas, Tenant
 
 
@@ -119,6 +126,8 @@ def encode_namespace(record: NamespaceRecord) -> str:
                 "dtype": spec.dtype.value,
                 "index": spec.index.value,
                 "recall": spec.recall,
+                # What is as it always was is not said: earlier versions cannot read more.
+                **({} if spec.value_dtype is None else {"value_dtype": spec.value_dtype.value}),
             },
             "created_at_ms": record.created_at_ms,
             "uid": record.uid,
@@ -133,6 +142,9 @@ def decode_namespace(text: str) -> NamespaceRecord:
     dtype = spec.text("dtype")
     if dtype not in {each.value for each in Dtype}:
         raise _unreadable("spec", f"dtype is {dtype!r}")
+    value_dtype = spec.text("value_dtype", "")
+    if value_dtype not in {"", *(each.value for each in ValueDtype)}:
+        raise _unreadable("spec", f"value_dtype is {value_dtype!r}")
     index = spec.text("index", INDEX_DEFAULT.value)
     if index not in {each.value for each in IndexChoice}:
         raise _unreadable("spec", f"index is {index!r}")
@@ -148,6 +160,7 @@ def decode_namespace(text: str) -> NamespaceRecord:
             dtype=Dtype(dtype),
             index=IndexChoice(index),
             recall=spec.real("recall", RECALL_DEFAULT),
+            value_dtype=ValueDtype(value_dtype) if value_dtype else None,
         ),
         created_at_ms=fields.number("created_at_ms"),
         uid=fields.text("uid"),

@@ -9,7 +9,14 @@ from recollect_server.application.commands import Stats
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.registry import NamespaceRecord
-from recollect_server.domain.spec import INDEX_DEFAULT, RECALL_DEFAULT, IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import (
+    INDEX_DEFAULT,
+    RECALL_DEFAULT,
+    Dtype,
+    IndexChoice,
+    NamespaceSpec,
+    ValueDtype,
+)
 from recollect_server.rpc.tensors import DTYPES, WIRE_DTYPES, dtype_name
 
 INDEXES = {
@@ -52,7 +59,20 @@ def spec_of(spec: pb.NamespaceSpec) -> NamespaceSpec:
         dtype=dtype,
         index=index,
         recall=spec.recall or RECALL_DEFAULT,
+        value_dtype=_value_dtype_of(spec, dtype),
     )
+
+
+def _value_dtype_of(spec: pb.NamespaceSpec, dtype: Dtype) -> ValueDtype | None:
+    """None where values are stored as keys are, whether that is said or not."""
+    if spec.value_dtype == pb.DTYPE_INT8:
+        return ValueDtype.INT8
+    if spec.value_dtype not in (pb.DTYPE_UNSPECIFIED, WIRE_DTYPES[dtype]):
+        raise InvalidArgumentError(
+            "spec.value_dtype",
+            f"is {dtype_name(spec.value_dtype)}; expected int8, {dtype.value} as dtype, or nothing",
+        )
+    return None
 
 
 def to_wire(record: NamespaceRecord) -> pb.Namespace:
@@ -69,6 +89,7 @@ def to_wire(record: NamespaceRecord) -> pb.Namespace:
             dtype=WIRE_DTYPES[spec.dtype],
             index=WIRE_INDEXES[spec.index],
             recall=spec.recall,
+            value_dtype=pb.DTYPE_UNSPECIFIED if spec.value_dtype is None else pb.DTYPE_INT8,
         ),
         created_at_ms=record.created_at_ms,
     )

@@ -6,7 +6,7 @@ from recollect_server.domain.audit import Audit
 from recollect_server.domain.credentials import Key, digest_of
 from recollect_server.domain.identity import Scope
 from recollect_server.domain.registry import NamespaceRecord
-from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec, ValueDtype
 from recollect_server.domain.tenants import Quotas, Tenant
 
 NOW_MS = 1_700_000_000_000
@@ -19,6 +19,7 @@ SPEC = NamespaceSpec(
     dtype=Dtype.BFLOAT16,
     index=IndexChoice.IVF,
     recall=0.8,
+    value_dtype=ValueDtype.INT8,
 )
 
 

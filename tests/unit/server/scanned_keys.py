@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, from_float32
-from recollect_server.domain.spec import Dtype
-from recollect_server.engine import kernels
+from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowBytes, from_float32
+from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
+from recollect_server.engine import int8_rows, kernels
 
 Float64 = NDArray[np.float64]
 
@@ -22,6 +22,29 @@ def normal(rng: np.random.Generator, *shape: int, dtype: Dtype = Dtype.FLOAT32) 
 def in_64(array: DenseArray) -> Float64:
     """The values in float64."""
     return array.float32().astype(np.float64)
+
+
+STORED: list[Dtype | ValueDtype] = [*Dtype, ValueDtype.INT8]
+"""What values are stored in."""
+
+
+def stored(
+    rng: np.random.Generator, *shape: int, dtype: Dtype | ValueDtype
+) -> tuple[Raw | RowBytes, Float64]:
+    """Values as they are stored, drawn from a normal distribution; and the same in float64."""
+    if isinstance(dtype, Dtype):
+        values = normal(rng, *shape, dtype=dtype)
+        return values.raw, in_64(values)
+    rows = int8_rows.pack(normal(rng, *shape).float32())
+    steps = np.frombuffer(rows[..., shape[-1] :].tobytes(), np.float32).reshape(*shape[:-1], 1)
+    integers: NDArray[np.int8] = rows[..., : shape[-1]].view(np.int8)
+    return rows, integers.astype(np.float64) * steps
+
+
+def spec_of(stored: Dtype | ValueDtype, dtype: Dtype, *, value_dim: int = 1) -> NamespaceSpec:
+    """With keys of `dtype` and values that are stored otherwise, or not."""
+    of_values = stored if isinstance(stored, ValueDtype) else None
+    return NamespaceSpec((0,), 1, 1, value_dim, capacity=1, dtype=dtype, value_dtype=of_values)
 
 
 def scanned(

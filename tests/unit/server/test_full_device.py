@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recollect_server.application.commands import Add
-from recollect_server.domain.arrays import Raw, from_float32
+from recollect_server.domain.arrays import RowBytes, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.errors import MemoryExhaustedError
 from recollect_server.domain.eviction import ByIds, Oldest
@@ -228,11 +228,11 @@ def test_an_add_of_several_rows_is_stored_whole_or_not_at_all(
     before = (server.memories.total.entries, server.memories.total.bytes, server.memories.total.streams)
     zeros, made = cpu_buffers._zeros, [0]
 
-    def failing(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
+    def failing(spec: NamespaceSpec, slots: int, row_bytes: int) -> RowBytes:
         made[0] += bool(slots)
         if slots and made[0] == fails_at:
             raise MemoryError
-        return zeros(spec, slots, dim)
+        return zeros(spec, slots, row_bytes)
 
     streams = ("a", "old", "b", "c")
     array = from_float32(np.ones((len(streams), 1, 20, 2), np.float32), Dtype.FLOAT32)

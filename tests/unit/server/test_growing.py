@@ -17,7 +17,7 @@ from recollect_server.application.dispatch import Dispatcher
 from recollect_server.application.turns import Times, Turns
 from recollect_server.application.upkeep import Upkeep
 from recollect_server.domain import work
-from recollect_server.domain.arrays import Raw, from_float32
+from recollect_server.domain.arrays import RowBytes, from_float32
 from recollect_server.domain.errors import QuotaExceededError, RecollectError
 from recollect_server.domain.identity import Caller
 from recollect_server.domain.registry import NamespaceRecord
@@ -37,13 +37,13 @@ HEADS, DIM = 2, 3
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Raw]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[RowBytes]:
     """Buffers, as they are made."""
-    made: list[Raw] = []
+    made: list[RowBytes] = []
     zeros = cpu_buffers._zeros
 
-    def noted(spec: NamespaceSpec, slots: int, dim: int) -> Raw:
-        made.append(array := zeros(spec, slots, dim))
+    def noted(spec: NamespaceSpec, slots: int, row_bytes: int) -> RowBytes:
+        made.append(array := zeros(spec, slots, row_bytes))
         return array
 
     monkeypatch.setattr(cpu_buffers, "_zeros", noted)
@@ -71,7 +71,7 @@ def usage(server: Server) -> tuple[int, int]:
     return total.entries, total.bytes
 
 
-def test_a_bank_grows_a_little_at_a_time(made: list[Raw]) -> None:
+def test_a_bank_grows_a_little_at_a_time(made: list[RowBytes]) -> None:
     """All tenants wait while one of them has gigabytes moved to a larger buffer."""
     server, budget = Server(), 1_000_000
     namespace = full_banks(server, "a")
@@ -91,7 +91,7 @@ def test_a_bank_grows_a_little_at_a_time(made: list[Raw]) -> None:
     np.testing.assert_array_equal(keys[HELD], [0, 1])
 
 
-def test_who_ends_while_banks_grow_leaves_nothing_behind(made: list[Raw]) -> None:
+def test_who_ends_while_banks_grow_leaves_nothing_behind(made: list[RowBytes]) -> None:
     """Larger buffers count though nobody has them, copies stay in memory, or those before are not kept."""
     server = Server()
     namespace = full_banks(server, "a", "b")
@@ -111,7 +111,7 @@ def test_who_ends_while_banks_grow_leaves_nothing_behind(made: list[Raw]) -> Non
     assert usage(server) == (entries + 2, size_bytes + 2 * larger)
 
 
-def test_no_bank_grows_for_an_add_that_is_refused(made: list[Raw]) -> None:
+def test_no_bank_grows_for_an_add_that_is_refused(made: list[RowBytes]) -> None:
     """Who is over its quota has the device copy gigabytes for each of its adds, and memory taken for them."""
     server = Server(quotas=Quotas(bytes_max=HELD * BIG.entry_bytes + BANK_BYTES + 100))
     namespace = full_banks(server, "a")
@@ -123,7 +123,7 @@ def test_no_bank_grows_for_an_add_that_is_refused(made: list[Raw]) -> None:
     assert usage(server) == before
 
 
-def test_nothing_is_done_for_a_wrong_add(made: list[Raw]) -> None:
+def test_nothing_is_done_for_a_wrong_add(made: list[RowBytes]) -> None:
     """What is refused has banks grow: its tenant pays for memory that holds nothing."""
     server = Server()
     namespace = full_banks(server, "a")
@@ -149,7 +149,7 @@ def test_nothing_is_done_for_a_wrong_add(made: list[Raw]) -> None:
     assert usage(server) == before
 
 
-def test_no_bank_grows_for_an_add_that_is_repeated(made: list[Raw]) -> None:
+def test_no_bank_grows_for_an_add_that_is_repeated(made: list[RowBytes]) -> None:
     """A client that did not get its answer, and asks again, pays for a larger buffer that holds nothing."""
     server = Server()
     namespace = full_banks(server, "a", "b")
@@ -162,7 +162,7 @@ def test_no_bank_grows_for_an_add_that_is_repeated(made: list[Raw]) -> None:
     assert usage(server) == before
 
 
-def test_copies_of_who_ends_are_zeroed(made: list[Raw]) -> None:
+def test_copies_of_who_ends_are_zeroed(made: list[RowBytes]) -> None:
     """What one stream stored stays in memory that another may get; or it is not stored any more."""
     spec = NamespaceSpec((0,), HEADS, DIM, DIM, capacity=1200, dtype=Dtype.FLOAT32)
     store, whole = CpuDevice().store(spec), slice(0, 600)

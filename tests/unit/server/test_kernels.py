@@ -8,9 +8,18 @@ import torch
 from numpy.typing import NDArray
 
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Raw, from_float32
-from recollect_server.domain.spec import Dtype
+from recollect_server.domain.spec import Dtype, ValueDtype
 from recollect_server.engine import kernel_rows, kernels
-from tests.unit.server.scanned_keys import Float64, check, in_64, normal, scanned
+from tests.unit.server.scanned_keys import (
+    STORED,
+    Float64,
+    check,
+    in_64,
+    normal,
+    scanned,
+    spec_of,
+    stored,
+)
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
 
@@ -162,13 +171,13 @@ def test_what_float32_cannot_hold(isa: str) -> None:
             assert sorted(slots[:-1]) == [slot for slot in range(40) if slot != 7]
 
 
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize(("top_k", "dim"), [(1, 1), (5, 16), (33, 70)])
-def test_attend(isa: str, threads: int, dtype: Dtype, top_k: int, dim: int) -> None:
+def test_attend(isa: str, threads: int, dtype: Dtype | ValueDtype, top_k: int, dim: int) -> None:
     """The output is another one than softmax(scale * scores) v, or slots that are not there count."""
     rng = np.random.default_rng(5)
     heads, count, rows = 2, 150, 90
-    values = normal(rng, heads, rows, dim, dtype=dtype)
+    values, values_in_64 = stored(rng, heads, rows, dim, dtype=dtype)
     scores = (3 * rng.standard_normal((heads, count, top_k))).astype(np.float32)
     slots = rng.integers(rows, size=scores.shape)
     slots[:, ::3, top_k // 2 :] = -1
@@ -179,9 +188,9 @@ def test_attend(isa: str, threads: int, dtype: Dtype, top_k: int, dim: int) -> N
         np.full((heads, count, dim), np.nan, np.float32),
         np.full((heads, count), np.nan, np.float32),
     )
-    kernels.attend(scores, slots, values.raw, dtype=dtype, scale=0.7, output=output, lse=lse)
+    kernels.attend(scores, slots, values, dtype=dtype, scale=0.7, output=output, lse=lse)
     p, wanted_lse = softmax(np.float64(np.float32(0.7)) * scores.astype(np.float64), slots >= 0)
-    chosen = in_64(values)[np.arange(heads)[:, None, None], slots]
+    chosen = values_in_64[np.arange(heads)[:, None, None], slots]
     np.testing.assert_allclose(output, np.einsum("htk,htkd->htd", p, chosen), atol=2e-5)
     np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
     empty = (slots < 0).all(axis=-1)
@@ -210,19 +219,26 @@ def softmax(scores: Float64, present: NDArray[np.bool_]) -> tuple[Float64, Float
     return weights / np.where(total > 0, total, 1.0)[..., None], lse
 
 
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize(
+    ("dtype", "of_values"), [*((each, each) for each in Dtype), *((each, ValueDtype.INT8) for each in Dtype)]
+)
 @pytest.mark.parametrize("with_lse", [False, True])
 @pytest.mark.parametrize(("top_k", "key_dim", "value_dim"), [(1, 1, 1), (6, 16, 33), (20, 50, 8)])
 def test_attend_backward(
-    isa: str, threads: int, dtype: Dtype, with_lse: bool, top_k: int, key_dim: int, value_dim: int
+    isa: str,
+    threads: int,
+    dtype: Dtype,
+    of_values: Dtype | ValueDtype,
+    with_lse: bool,
+    top_k: int,
+    key_dim: int,
+    value_dim: int,
 ) -> None:
     """The gradient is another one than the softmax's Jacobian gives, written out."""
     rng = np.random.default_rng(6)
     heads, count, rows, scale = 2, 130, 60, 0.4
-    keys, values = (
-        normal(rng, heads, rows, key_dim, dtype=dtype),
-        normal(rng, heads, rows, value_dim, dtype=dtype),
-    )
+    keys = normal(rng, heads, rows, key_dim, dtype=dtype)
+    values, values_in_64 = stored(rng, heads, rows, value_dim, dtype=of_values)
     q, go = normal(rng, heads, count, key_dim), normal(rng, heads, count, value_dim)
     glse = normal(rng, heads, count).float32() if with_lse else None
     slots = rng.integers(rows, size=(heads, count, top_k))
@@ -232,14 +248,14 @@ def test_attend_backward(
         q.float32(),
         slots,
         keys.raw,
-        values.raw,
-        dtype=dtype,
+        values,
+        spec=spec_of(of_values, dtype),
         scale=scale,
         grad_output=go.float32(),
         grad_lse=glse,
     )
     head = np.arange(heads)[:, None, None]
-    k, v = in_64(keys)[head, slots], in_64(values)[head, slots]
+    k, v = in_64(keys)[head, slots], values_in_64[head, slots]
     p, _ = softmax(scale * np.einsum("htd,htkd->htk", in_64(q), k), slots >= 0)
     jacobian = np.einsum("htk,kl->htkl", p, np.eye(top_k)) - p[..., :, None] * p[..., None, :]
     ds = np.einsum("htd,htkd,htkl->htl", in_64(go), v, jacobian)
@@ -248,25 +264,28 @@ def test_attend_backward(
     assert not came[:, 5].any()
 
 
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize(
+    ("dtype", "of_values"), [*((each, each) for each in Dtype), (Dtype.FLOAT16, ValueDtype.INT8)]
+)
 @pytest.mark.parametrize("count", [1, 3, 9])
-def test_several_banks_at_once(isa: str, threads: int, dtype: Dtype, count: int) -> None:
+def test_several_banks_at_once(
+    isa: str, threads: int, dtype: Dtype, of_values: Dtype | ValueDtype, count: int
+) -> None:
     """What is found for one bank is another one's, or its values are."""
     rng = np.random.default_rng(8)
     sizes, heads, dim, top_k = (300, 1, 77, 500), 3, 40, 12
     live = [[slice(10, 300)], [], [slice(40, 77), slice(0, 31)], [slice(3, 10), slice(500, 500)]]
     q = normal(rng, len(sizes), heads, count, dim, dtype=dtype)
     keys = [normal(rng, heads, size, dim, dtype=dtype) for size in sizes]
-    values = [normal(rng, heads, size, 24, dtype=dtype) for size in sizes]
+    values = [stored(rng, heads, size, 24, dtype=of_values) for size in sizes]
     output, lse, slots = kernel_rows.attend_rows(
         q.raw,
         [
-            kernel_rows.Row(kernel_rows.Place.of(k.raw, v.raw), parts)
+            kernel_rows.Row(kernel_rows.Place.of(k.raw, v[0]), parts)
             for k, v, parts in zip(keys, values, live, strict=True)
         ],
         query_dtype=dtype,
-        dtype=dtype,
-        value_dim=24,
+        spec=spec_of(of_values, dtype, value_dim=24),
         top_k=top_k,
         scale=0.3,
     )
@@ -279,7 +298,7 @@ def test_several_banks_at_once(isa: str, threads: int, dtype: Dtype, count: int)
         assert (slots[row][..., found:] == -1).all()
         scores = np.float64(np.float32(0.3)) * np.take_along_axis(products, best, axis=-1)
         p, wanted_lse = softmax(scores, np.ones(scores.shape, dtype=bool))
-        chosen = in_64(values[row])[np.arange(heads)[:, None, None], places[best]]
+        chosen = values[row][1][np.arange(heads)[:, None, None], places[best]]
         np.testing.assert_allclose(output[row], np.einsum("htk,htkd->htd", p, chosen), atol=2e-5)
         np.testing.assert_allclose(lse[row], wanted_lse, rtol=1e-5, atol=1e-5)
 
@@ -292,7 +311,7 @@ def test_gather(threads: int, dtype: Dtype) -> None:
         rows = normal(rng, 300, dim, dtype=dtype).raw
         slots = rng.integers(-1, 300, size=(count, 2))
         into = np.ones((count, 2, dim), rows.dtype)
-        kernels.gather(rows, slots, into, dtype=dtype)
+        kernels.gather(rows, slots, into, dtype=dtype, to_dtype=dtype)
         wanted = rows[slots]
         wanted[slots < 0] = 0
         np.testing.assert_array_equal(into, wanted)
@@ -309,7 +328,8 @@ def test_gather_widens(isa: str, dtype: Dtype) -> None:
         slots = np.random.default_rng(7).permutation(len(rows))
         slots[::5] = -1
         into = np.ones((len(rows), dim), np.float32)
-        kernels.gather(rows.view(torch.int16).numpy().view(RAW_TYPES[dtype]), slots, into, dtype=dtype)
+        stored_rows: Raw = rows.view(torch.int16).numpy().view(np.dtype(RAW_TYPES[dtype]))
+        kernels.gather(stored_rows, slots, into, dtype=dtype, to_dtype=Dtype.FLOAT32)
         wanted = rows.float().numpy()[slots]
         wanted[slots < 0] = 0
         np.testing.assert_array_equal(into.view(np.uint32), wanted.view(np.uint32))

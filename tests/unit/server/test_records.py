@@ -124,6 +124,16 @@ def test_what_is_as_before_is_written_as_before() -> None:
         "revoked_at_ms",
     }
     assert set(ANSWER) == {"fingerprint", "status", "body"}
+    assert set(NAMESPACE["spec"]) == {
+        "layers",
+        "heads",
+        "key_dim",
+        "value_dim",
+        "capacity",
+        "dtype",
+        "index",
+        "recall",
+    }
 
 
 @pytest.mark.parametrize(
@@ -149,6 +159,8 @@ def test_what_is_as_before_is_written_as_before() -> None:
         (decode_key, KEY, {"meant_until_ms": "1"}),
         (records.decode_namespace, NAMESPACE, {"spec": None}),
         (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "dtype": "int8"}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "value_dtype": "int4"}}),
+        (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "value_dtype": 8}}),
         (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "layers": ["0"]}}),
         (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "layers": 0}}),
         (records.decode_namespace, NAMESPACE, {"spec": {**NAMESPACE["spec"], "index": "hnsw"}}),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import Raw, from_float32
+from recollect_server.domain.arrays import Raw, RowBytes, from_float32
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import run_through
@@ -143,14 +143,14 @@ def test_nothing_stays_in_memory(ends: str) -> None:
     if ends == "cleared":
         grown(buffers, 2000, slice(0, 50))
         write(buffers, slice(50, 2000), first=50)
-        rooms = buffers._room
+        rooms = buffers._room[0].view(np.uint8), buffers._room[1].view(np.uint8)
         buffers.clear()
         assert buffers._keys.shape == (HEADS, 0, KEY_DIM)
     else:
-        made: list[Raw] = []
+        made: list[RowBytes] = []
 
-        def noted(spec: NamespaceSpec, slots: int, dim: int) -> Raw | None:
-            room = reserve.reserve(spec, slots, dim)
+        def noted(spec: NamespaceSpec, slots: int, row_bytes: int) -> RowBytes | None:
+            room = reserve.reserve(spec, slots, row_bytes)
             assert room is not None
             made.append(room)
             return room
@@ -193,11 +193,11 @@ def test_what_is_reserved_is_bounded() -> None:
     """Somebody with many namespaces of the largest capacity uses up all addresses that there are."""
     spec = NamespaceSpec((0,), 1, 64, 64, capacity=16_777_216, dtype=Dtype.FLOAT16)
     slots = reserve.LARGE_BYTES // 128
-    room = reserve.reserve(spec, slots, 64)
+    room = reserve.reserve(spec, slots, 128)
     assert room is not None
     assert room.shape[1] == reserve.TIMES * slots
-    assert reserve.reserve(spec, slots - 1, 64) is None, "a small one is soon copied"
-    assert reserve.reserve(spec, spec.capacity, 64) is None, "it will not grow"
+    assert reserve.reserve(spec, slots - 1, 128) is None, "a small one is soon copied"
+    assert reserve.reserve(spec, spec.capacity, 128) is None, "it will not grow"
 
 
 @pytest.mark.usefixtures("small_is_large")

@@ -14,7 +14,7 @@ from recollect_server.admin.cli.tenants import confirm, path_of
 
 app = typer.Typer(help="Namespaces of a tenant.", no_args_is_help=True)
 
-SPEC = ("layers", "heads", "key_dim", "value_dim", "capacity", "dtype", "index", "recall")
+SPEC = ("layers", "heads", "key_dim", "value_dim", "capacity", "dtype", "value_dtype", "index", "recall")
 COLUMNS = ("name", *SPEC, "created_at_ms")
 
 Tenant = Annotated[str, typer.Argument(help="Whose it is.")]

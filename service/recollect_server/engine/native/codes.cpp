@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "elements.h"
 #include "kept.h"
 #include "prefetch.h"
 #include "select.h"

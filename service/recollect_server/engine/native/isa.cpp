@@ -3,16 +3,17 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "elements.h"
 #include "isa.h"
 #include "kept.h"
 #include "panels.h"
 #include "prefetch.h"
 #include "rounded.h"
 #include "select.h"
-#include "simd.h"
 
 namespace RC_ISA {
 
@@ -50,6 +51,13 @@ static void with_type(int32_t dtype, const Do& call) {
     if (dtype == RC_FLOAT32) call(Float32{});
     else if (dtype == RC_FLOAT16) call(Float16{});
     else call(Bfloat16{});
+}
+
+// Values may be integers, too.
+template <class Do>
+static void with_value_type(int32_t dtype, const Do& call) {
+    if (dtype == RC_INT8) call(Int8{});
+    else with_type(dtype, call);
 }
 
 static void scan(const RcScan& s, const RcBest& best, int32_t head, int64_t first, int64_t last, int64_t begin,
@@ -262,10 +270,16 @@ static float softmax(float* scores, const int64_t* slots, int k) {
     return top + static_cast<float>(std::log(total));
 }
 
-template <class Element>
-static inline void prefetch_rows(const Element* rows, const int64_t* slots, int k, int dim) {
+template <class Type>
+static inline const typename Type::Element* row_of(const typename Type::Element* rows, int64_t slot, int dim) {
+    return rows + slot * Type::apart(dim);
+}
+
+template <class Type>
+static inline void prefetch_rows(const typename Type::Element* rows, const int64_t* slots, int k, int dim) {
+    const auto bytes = Type::apart(dim) * static_cast<int64_t>(sizeof *rows);
     for (int i = 0; i < std::min(k, 64); ++i)
-        if (slots[i] >= 0) prefetch_row(rows + slots[i] * dim, dim * sizeof(Element));
+        if (slots[i] >= 0) prefetch_row(row_of<Type>(rows, slots[i], dim), bytes);
 }
 
 template <class Type>
@@ -277,39 +291,37 @@ static void attend_head(const RcAttend& a, int32_t head, int64_t first, int64_t 
     const float* scores = a.scores + head * a.hits_stride;
     for (int64_t q = first; q < last; ++q) {
         const int64_t* s = slots + q * a.top_k;
-        if (q + 1 < last) prefetch_rows(values, s + a.top_k, a.top_k, a.dim);
+        if (q + 1 < last) prefetch_rows<Type>(values, s + a.top_k, a.top_k, a.dim);
         for (int i = 0; i < a.top_k; ++i) weights[i] = a.scale * scores[q * a.top_k + i];
         a.lse[head * a.lse_stride + q] = softmax(weights.data(), s, a.top_k);
         float* out = a.output + head * a.output_stride + q * a.dim;
         std::fill(out, out + a.dim, 0.0f);
         for (int i = 0; i < a.top_k; ++i)
-            if (s[i] >= 0) add_scaled<Type>(weights[i], values + s[i] * a.dim, a.dim, out);
+            if (s[i] >= 0) add_scaled<Type>(weights[i], row_of<Type>(values, s[i], a.dim), a.dim, out);
     }
 }
 
 static void attend(const RcAttend& a, int32_t head, int64_t first, int64_t last) {
-    if (a.dtype == RC_FLOAT32) attend_head<Float32>(a, head, first, last);
-    else if (a.dtype == RC_FLOAT16) attend_head<Float16>(a, head, first, last);
-    else attend_head<Bfloat16>(a, head, first, last);
+    with_value_type(a.dtype, [&](auto type) { attend_head<decltype(type)>(a, head, first, last); });
 }
 
-template <class Type>
+template <class Keys, class Values>
 static void backward_head(const RcBackward& b, int32_t head, int64_t first, int64_t last) {
     static thread_local std::vector<float> p, dp;
     p.resize(b.top_k), dp.resize(b.top_k);
-    const auto* keys = static_cast<const typename Type::Element*>(b.keys) + head * b.key_stride;
-    const auto* values = static_cast<const typename Type::Element*>(b.values) + head * b.value_stride;
+    const auto* keys = static_cast<const typename Keys::Element*>(b.keys) + head * b.key_stride;
+    const auto* values = static_cast<const typename Values::Element*>(b.values) + head * b.value_stride;
     for (int64_t query = first; query < last; ++query) {
         const int64_t at = head * b.queries_per_head + query;
         const int64_t* s = b.slots + at * b.top_k;
         if (query + 1 < last) {
-            prefetch_rows(keys, s + b.top_k, b.top_k, b.key_dim);
-            prefetch_rows(values, s + b.top_k, b.top_k, b.value_dim);
+            prefetch_rows<Keys>(keys, s + b.top_k, b.top_k, b.key_dim);
+            prefetch_rows<Values>(values, s + b.top_k, b.top_k, b.value_dim);
         }
         const float *q = b.queries + at * b.key_dim, *go = b.grad_output + at * b.value_dim;
         for (int i = 0; i < b.top_k; ++i) {
-            p[i] = s[i] < 0 ? -INF : b.scale * dot<Type>(q, keys + s[i] * b.key_dim, b.key_dim);
-            dp[i] = s[i] < 0 ? 0 : dot<Type>(go, values + s[i] * b.value_dim, b.value_dim);
+            p[i] = s[i] < 0 ? -INF : b.scale * dot<Keys>(q, row_of<Keys>(keys, s[i], b.key_dim), b.key_dim);
+            dp[i] = s[i] < 0 ? 0 : dot<Values>(go, row_of<Values>(values, s[i], b.value_dim), b.value_dim);
         }
         softmax(p.data(), s, b.top_k);
         double shared = 0;  // go.o
@@ -319,34 +331,81 @@ static void backward_head(const RcBackward& b, int32_t head, int64_t first, int6
         std::fill(gradient, gradient + b.key_dim, 0.0f);
         for (int i = 0; i < b.top_k; ++i)
             if (s[i] >= 0)
-                add_scaled<Type>(b.scale * p[i] * (dp[i] - static_cast<float>(shared)), keys + s[i] * b.key_dim,
-                                 b.key_dim, gradient);
+                add_scaled<Keys>(b.scale * p[i] * (dp[i] - static_cast<float>(shared)),
+                                 row_of<Keys>(keys, s[i], b.key_dim), b.key_dim, gradient);
     }
 }
 
 static void attend_backward(const RcBackward& b, int32_t head, int64_t first, int64_t last) {
-    if (b.dtype == RC_FLOAT32) backward_head<Float32>(b, head, first, last);
-    else if (b.dtype == RC_FLOAT16) backward_head<Float16>(b, head, first, last);
-    else backward_head<Bfloat16>(b, head, first, last);
+    with_type(b.key_dtype, [&](auto type) {
+        using Keys = decltype(type);
+        if (b.value_dtype == RC_INT8) backward_head<Keys, Int8>(b, head, first, last);
+        else backward_head<Keys, Keys>(b, head, first, last);
+    });
 }
 
-template <class Type>
-static void gather_rows(const typename Type::Element* rows, const int64_t* slots, int64_t first, int64_t last, int dim,
-                        float* to) {
+template <class From, class To>
+static void gather_rows(const typename From::Element* rows, const int64_t* slots, int64_t first, int64_t last, int dim,
+                        typename To::Element* to) {
     constexpr int64_t AHEAD_ROWS = 8;
+    static thread_local Kept<std::vector<float>> buffer;
+    float* wide = scratch(buffer, dim);
     for (int64_t i = first; i < last; ++i) {
-        if (i + AHEAD_ROWS < last) prefetch_rows(rows, slots + i + AHEAD_ROWS, 1, dim);
-        if (slots[i] >= 0) widen<Type>(rows + slots[i] * dim, dim, to + i * dim);
-        else std::fill(to + i * dim, to + (i + 1) * dim, 0.0f);
+        if (i + AHEAD_ROWS < last) prefetch_rows<From>(rows, slots + i + AHEAD_ROWS, 1, dim);
+        auto* mine = to + i * dim;
+        if (slots[i] < 0) {
+            std::fill(mine, mine + dim, typename To::Element{0});
+        } else if constexpr (std::is_same_v<To, Float32>) {
+            widen<From>(row_of<From>(rows, slots[i], dim), dim, mine);
+        } else {
+            widen<From>(row_of<From>(rows, slots[i], dim), dim, wide);
+            narrow<To>(wide, dim, mine);
+        }
     }
 }
 
-static void gather_wide(const void* rows, int32_t dtype, const int64_t* slots, int64_t first, int64_t last, int32_t dim,
-                        float* to) {
-    with_type(dtype, [&](auto type) {
-        using Type = decltype(type);
-        gather_rows<Type>(static_cast<const typename Type::Element*>(rows), slots, first, last, dim, to);
+static void gather_as(const void* rows, int32_t dtype, const int64_t* slots, int64_t first, int64_t last, int32_t dim,
+                      int32_t to_dtype, void* to) {
+    with_value_type(dtype, [&](auto from_type) {
+        with_type(to_dtype, [&](auto to_type) {
+            using From = decltype(from_type);
+            using To = decltype(to_type);
+            gather_rows<From, To>(static_cast<const typename From::Element*>(rows), slots, first, last, dim,
+                                  static_cast<typename To::Element*>(to));
+        });
     });
+}
+
+constexpr float INT8_MOST = 127;
+constexpr float STEP_MAX = 0x1.020406p+121f;  // the largest of which so many are a number still
+
+static void row_to_int8(const float* row, int dim, int8_t* to) {
+    // Without its sign, a float orders as the integer that its bits are: whose maximum needs no leave to be vectorized.
+    uint32_t largest = 0;
+    for (int d = 0; d < dim; ++d) {
+        uint32_t bits;
+        std::memcpy(&bits, row + d, sizeof bits);
+        largest = std::max(largest, bits & 0x7fffffffu);
+    }
+    const float step = std::min(from_bits(largest) / INT8_MOST, STEP_MAX);
+    std::memcpy(to + dim, &step, sizeof step);
+    if (step == 0) {
+        std::fill(to, to + dim, int8_t{0});
+        return;
+    }
+    constexpr float TO_EVEN = 12582912;  // 1.5 * 2^23: a sum with it has no places behind the point
+    for (int d = 0; d < dim; ++d) {
+        const float steps = (row[d] / step + TO_EVEN) - TO_EVEN;
+        // A step below the normal numbers is not what it should be: there may be more of them.
+        to[d] = static_cast<int8_t>(std::max(-INT8_MOST, std::min(INT8_MOST, steps)));
+    }
+}
+
+static void to_int8(const void* rows, int32_t dtype, int64_t first, int64_t last, int32_t dim, void* to) {
+    static thread_local Kept<std::vector<float>> buffer;
+    for (int64_t i = first; i < last; ++i)
+        row_to_int8(widened(rows, dtype, i * dim, dim, buffer), dim,
+                    static_cast<int8_t*>(to) + i * Int8::apart(dim));
 }
 
 static void accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
@@ -378,6 +437,6 @@ static void push_all(const RcBest& best, const RcBest& from, int64_t query) {
 #define RC_NAME(name) RC_STRING(name)
 extern const CodesIsa codes_isa;
 extern const Isa isa = {RC_NAME(RC_ISA), scan, probe, probe_nearest, finish, push_all, attend,
-                        attend_backward, gather_wide, accumulate, multiply_centroids, &codes_isa};
+                        attend_backward, gather_as, to_int8, accumulate, multiply_centroids, &codes_isa};
 
 }  // namespace RC_ISA

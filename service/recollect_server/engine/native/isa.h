@@ -69,9 +69,11 @@ struct Isa {
     void (*push_all)(const RcBest& best, const RcBest& from, int64_t query);
     void (*attend)(const RcAttend&, int32_t head, int64_t first, int64_t last);
     void (*attend_backward)(const RcBackward&, int32_t head, int64_t first, int64_t last);
-    // Rows of slots first .. last as float32, each at its place in `to`; 0 for -1.
-    void (*gather_wide)(const void* rows, int32_t dtype, const int64_t* slots, int64_t first, int64_t last, int32_t dim,
-                        float* to);
+    // Rows of slots first .. last as another dtype, each at its place in `to`; 0 for -1.
+    void (*gather_as)(const void* rows, int32_t dtype, const int64_t* slots, int64_t first, int64_t last, int32_t dim,
+                      int32_t to_dtype, void* to);
+    // Rows first .. last, each to its place in `to`.
+    void (*to_int8)(const void* rows, int32_t dtype, int64_t first, int64_t last, int32_t dim, void* to);
     void (*accumulate)(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,
                        int64_t* counts);
     void (*multiply_centroids)(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,

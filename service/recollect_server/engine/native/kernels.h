@@ -8,7 +8,9 @@
 #pragma GCC visibility push(default)
 extern "C" {
 
-enum RcDtype : int32_t { RC_FLOAT32 = 0, RC_FLOAT16 = 1, RC_BFLOAT16 = 2 };
+// A row of RC_INT8, of values alone, is `dim` integers of 8 bits and then the float32 that they are times, its step:
+// dim + 4 elements of a byte each.
+enum RcDtype : int32_t { RC_FLOAT32 = 0, RC_FLOAT16 = 1, RC_BFLOAT16 = 2, RC_INT8 = 3 };
 
 // The best rows so far of N queries. `scores` and `slots` hold up to `room` candidates of each, unordered;
 // `counts` says how many, `thresholds` what a further one must exceed.
@@ -71,7 +73,7 @@ struct RcRows {
     int64_t* slots;       // [rows, heads, n, top_k], as of rc_finish
     int64_t rows, queries_per_head;  // and n
     int32_t heads, dim, value_dim, top_k, room;  // see RcBest
-    int32_t query_dtype, dtype;
+    int32_t query_dtype, key_dtype, value_dtype;
     float scale;
 };
 
@@ -88,7 +90,7 @@ struct RcBackward {
     int64_t key_stride, value_stride;
     float* gradient;           // [heads, n, key_dim]
     int64_t queries_per_head;  // n, which is also what heads are apart
-    int32_t heads, top_k, key_dim, value_dim, dtype;
+    int32_t heads, top_k, key_dim, value_dim, key_dtype, value_dtype;
     float scale;
 };
 
@@ -96,8 +98,11 @@ void rc_attend_backward(const RcBackward* backward);
 
 // Copies rows of `row_bytes` at `slots` [n] to `rows` [n, row_bytes]; zeroes for -1.
 void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_bytes, void* rows);
-// The same of rows of `dim` elements, which become float32.
-void rc_gather_wide(const void* from, int32_t dtype, const int64_t* slots, int64_t n, int32_t dim, float* rows);
+// The same of rows of `dim` elements, which become elements of another dtype, not RC_INT8.
+void rc_gather_as(const void* from, int32_t dtype, const int64_t* slots, int64_t n, int32_t dim, int32_t to_dtype,
+                  void* rows);
+// Rows [n, dim] of any other dtype as RC_INT8: to the nearest multiples of a step, of which the largest element is 127.
+void rc_to_int8(const void* rows, int32_t dtype, int64_t n, int32_t dim, void* to);
 
 // sums[assigned[i]] += rows[i], counts[assigned[i]] += 1, over n rows; where assigned[i] >= 0.
 void rc_accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_t dim, double* sums,

@@ -259,7 +259,7 @@ class Shares {
 
 // ---- rows ----
 
-int64_t bytes_of(int32_t dtype) { return dtype == RC_FLOAT32 ? 4 : 2; }
+int64_t bytes_of(int32_t dtype) { return dtype == RC_FLOAT32 ? 4 : dtype == RC_INT8 ? 1 : 2; }
 
 // What is found for one head of a row.
 struct Found {
@@ -277,18 +277,18 @@ void attend_row(const Isa& isa, const RcRows& asked, const RcRow& row, int64_t t
     const RcBest best{found.candidates.data(), found.slots.data(), found.counts.data(), found.thresholds.data(), n,
                       asked.room, asked.top_k};
     const char* queries = static_cast<const char*>(asked.queries) + first * asked.dim * bytes_of(asked.query_dtype);
-    const int64_t bytes = bytes_of(asked.dtype);
-    const char* keys = static_cast<const char*>(row.keys) + head * row.key_stride * bytes;
+    const char* keys = static_cast<const char*>(row.keys) + head * row.key_stride * bytes_of(asked.key_dtype);
     for (const int64_t* live = row.live; live < row.live + 4; live += 2) {
         if (live[0] >= live[1]) continue;
-        const RcScan scan{queries, keys, nullptr, 0, 0, live[0], live[1], 1, asked.dim, asked.query_dtype, asked.dtype};
+        const RcScan scan{queries,   keys, nullptr,   0,                 0,              live[0],
+                          live[1],   1,    asked.dim, asked.query_dtype, asked.key_dtype};
         isa.scan(scan, best, 0, 0, n, live[0], live[1]);
     }
     int64_t* slots = asked.slots + first * asked.top_k;
     isa.finish(best, 0, n, found.scores.data(), slots);
-    const char* values = static_cast<const char*>(row.values) + head * row.value_stride * bytes;
+    const char* values = static_cast<const char*>(row.values) + head * row.value_stride * bytes_of(asked.value_dtype);
     const RcAttend attend{found.scores.data(), slots, values, 0, asked.output + first * asked.value_dim,
-                          asked.lse + first, 0, 0, 0, n, 1, asked.top_k, asked.value_dim, asked.dtype, asked.scale};
+                          asked.lse + first, 0, 0, 0, n, 1, asked.top_k, asked.value_dim, asked.value_dtype, asked.scale};
     isa.attend(attend, 0, 0, n);
 }
 
@@ -462,11 +462,20 @@ void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_by
     });
 }
 
-void rc_gather_wide(const void* from, int32_t dtype, const int64_t* slots, int64_t n, int32_t dim, float* rows) {
+void rc_gather_as(const void* from, int32_t dtype, const int64_t* slots, int64_t n, int32_t dim, int32_t to_dtype,
+                  void* rows) {
     const Isa& isa = best_isa();
     run(divided(n, GATHERED_ROWS), n * dim * 16, [&](int64_t task) {
         const int64_t first = task * GATHERED_ROWS;
-        isa.gather_wide(from, dtype, slots, first, std::min(n, first + GATHERED_ROWS), dim, rows);
+        isa.gather_as(from, dtype, slots, first, std::min(n, first + GATHERED_ROWS), dim, to_dtype, rows);
+    });
+}
+
+void rc_to_int8(const void* rows, int32_t dtype, int64_t n, int32_t dim, void* to) {
+    const Isa& isa = best_isa();
+    run(divided(n, GATHERED_ROWS), n * dim * 16, [&](int64_t task) {
+        const int64_t first = task * GATHERED_ROWS;
+        isa.to_int8(rows, dtype, first, std::min(n, first + GATHERED_ROWS), dim, to);
     });
 }
 

@@ -4,10 +4,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "elements.h"
 #include "kept.h"
 #include "prefetch.h"
 #include "select.h"
-#include "simd.h"
 
 namespace RC_ISA {
 

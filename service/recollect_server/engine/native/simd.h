@@ -52,6 +52,9 @@ static inline Vec load_brain(const uint16_t* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
+static inline Vec load_bytes(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 
 #elif defined(__AVX2__)
 
@@ -85,6 +88,9 @@ static inline Vec load_brain(const uint16_t* p) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+static inline Vec load_bytes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 
 #else
 
@@ -108,25 +114,6 @@ static inline Vec sums(const Vec* v) { return Vec{sum(v[0]), sum(v[1]), sum(v[2]
 
 #endif
 
-// One element, wherever vectors do not reach.
-static inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
-static inline float widen_brain(uint16_t bits) { return from_bits(static_cast<uint32_t>(bits) << 16); }
-static inline float widen_half(uint16_t h) {
-    const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, rest = h & 0x7fffu;
-    // Moved into place the exponent is too small by 127 - 15; a product with a power of two mends it,
-    // subnormals too.
-    return from_bits(sign | 0x3f800000u) * (from_bits(rest << 13) * from_bits((254u - 15u) << 23));
-}
-
-#if !defined(__AVX2__)
-static inline Vec load_half(const uint16_t* p) {
-    return Vec{widen_half(p[0]), widen_half(p[1]), widen_half(p[2]), widen_half(p[3])};
-}
-static inline Vec load_brain(const uint16_t* p) {
-    return Vec{widen_brain(p[0]), widen_brain(p[1]), widen_brain(p[2]), widen_brain(p[3])};
-}
-#endif
-
 #if !defined(__AVX512F__)
 static inline float least(Vec a) {
     float lanes[W];
@@ -148,53 +135,6 @@ static inline int pick(uint32_t bits, const int32_t* from, int32_t* to) {
 #endif
 static inline int pick(uint32_t bits, const float* from, float* to) {
     return pick(bits, reinterpret_cast<const int32_t*>(from), reinterpret_cast<int32_t*>(to));
-}
-
-// Rows of a dtype.
-struct Float32 {
-    using Element = float;
-    static inline Vec vector(const float* p) { return load(p); }
-    static inline float scalar(float x) { return x; }
-};
-struct Float16 {
-    using Element = uint16_t;
-    static inline Vec vector(const uint16_t* p) { return load_half(p); }
-    static inline float scalar(uint16_t x) { return widen_half(x); }
-};
-struct Bfloat16 {
-    using Element = uint16_t;
-    static inline Vec vector(const uint16_t* p) { return load_brain(p); }
-    static inline float scalar(uint16_t x) { return widen_brain(x); }
-};
-
-template <class Type>
-static inline void widen(const typename Type::Element* from, int dim, float* to) {
-    int d = 0;
-    for (; d + W <= dim; d += W) store(to + d, Type::vector(from + d));
-    for (; d < dim; ++d) to[d] = Type::scalar(from[d]);
-}
-
-template <class Type>
-static inline float dot(const float* a, const typename Type::Element* b, int dim) {
-    Vec total = zero(), other = zero();
-    int d = 0;
-    for (; d + 2 * W <= dim; d += 2 * W) {
-        total = fma(load(a + d), Type::vector(b + d), total);
-        other = fma(load(a + d + W), Type::vector(b + d + W), other);
-    }
-    for (; d + W <= dim; d += W) total = fma(load(a + d), Type::vector(b + d), total);
-    float rest = 0;
-    for (; d < dim; ++d) rest += a[d] * Type::scalar(b[d]);
-    return sum(add(total, other)) + rest;
-}
-
-// to += weight * from
-template <class Type>
-static inline void add_scaled(float weight, const typename Type::Element* from, int dim, float* to) {
-    const Vec w = broadcast(weight);
-    int d = 0;
-    for (; d + W <= dim; d += W) store(to + d, fma(w, Type::vector(from + d), load(to + d)));
-    for (; d < dim; ++d) to[d] += weight * Type::scalar(from[d]);
 }
 
 // Turns W vectors of W elements.

@@ -16,6 +16,7 @@ from recollect._results import (
     AttendResult,
     EvictResult,
     NamespaceSpec,
+    QueryDtype,
     SearchResult,
     Stats,
 )
@@ -74,11 +75,20 @@ class AsyncNamespace:
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
         exact: bool = False,
+        query_dtype: QueryDtype | None = None,
         timeout_s: float | None = None,
     ) -> SearchResult[A]:
         """See `Namespace.search`."""
         chosen = check_include(include)
-        read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
+        read = check_read(
+            self.name,
+            self.spec,
+            layer,
+            queries,
+            streams=streams,
+            min_sequences=min_sequences,
+            query_dtype=query_dtype,
+        )
         split = prepare_search(read, top_k=top_k, include=chosen, missing_ok=missing_ok, exact=exact)
         return await self._runner.run_split(split, timeout_s)
 
@@ -94,10 +104,19 @@ class AsyncNamespace:
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
         exact: bool = False,
+        query_dtype: QueryDtype | None = None,
         timeout_s: float | None = None,
     ) -> AttendResult[A]:
         """See `Namespace.attend`."""
-        read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
+        read = check_read(
+            self.name,
+            self.spec,
+            layer,
+            queries,
+            streams=streams,
+            min_sequences=min_sequences,
+            query_dtype=query_dtype,
+        )
         asked = prepare_attend(
             read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok, exact=exact
         )

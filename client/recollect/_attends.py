@@ -12,10 +12,10 @@ import numpy as np
 from recollect._answers import AttendAnswer
 from recollect._bits import Wire
 from recollect._checks import check_limit, check_top_k
+from recollect._int8 import Rows
 from recollect._reads import SCALAR_BYTES, Queries, check_scale
 from recollect._results import A, AttendResult, Limits
 from recollect._splitting import TokenBytes
-from recollect._tensor import floats_message
 from recollect._work import ATTEND, Work
 from recollect.v1 import memory_pb2 as pb
 
@@ -37,12 +37,12 @@ class Attend(Generic[A]):
 
     Attributes:
         read: Its rows. Of several that are put together, `array` is one's: all are alike.
-        wire: The queries of all rows as they travel, [B, Hq, T, Dk].
+        wire: The queries of all rows as they travel, [B, Hq, T, Dk] or rows of integers.
         options: Of all rows.
     """
 
     read: Queries[A]
-    wire: Wire
+    wire: Wire | Rows
     options: AttendOptions
 
     @property
@@ -50,7 +50,14 @@ class Attend(Generic[A]):
         """What those have in common that can be put together."""
         read = self.read
         has_sequences = bool(read.min_sequences)
-        rest = (has_sequences, read.array.likeness, self.wire.shape[1:], self.options, read.spec)
+        rest = (
+            has_sequences,
+            read.array.likeness,
+            self.wire.shape[1:],
+            read.query_dtype,
+            self.options,
+            read.spec,
+        )
         return (read.namespace, read.layer, *rest)
 
     @property
@@ -66,11 +73,11 @@ class Attend(Generic[A]):
     def split(self, limits: Limits) -> Work[pb.AttendResponse, AttendResult[A]]:
         """As requests under the server's limits."""
         read, wire, options, spec = self.read, self.wire, self.options, self.read.spec
-        heads, dtype = wire.shape[1], spec.dtype
+        heads = wire.shape[1]
         check_limit("top_k", options.top_k, limits.top_k_max)
         # The server counts the ids even where it need not send them: they bound its working memory.
         down = spec.value_dim * read.itemsize + SCALAR_BYTES + options.top_k * SCALAR_BYTES
-        weight = TokenBytes(up=heads * spec.key_dim * read.itemsize, down=heads * down)
+        weight = TokenBytes(up=heads * read.query_bytes, down=heads * down)
         parts = read.split(weight, limits, "Lower top_k, or use fewer or smaller heads")
         answer = AttendAnswer(
             parts, read.array, spec, shape=wire.shape[:3], top_k=options.top_k, with_ids=options.with_ids
@@ -82,7 +89,7 @@ class Attend(Generic[A]):
                 namespace=read.namespace,
                 layer=read.layer,
                 streams=read.streams[part.rows],
-                queries=floats_message(wire[part.rows, :, part.tokens], dtype),
+                queries=read.message(wire[part.rows, :, part.tokens]),
                 top_k=options.top_k,
                 scale=options.scale,
                 omit_ids=not options.with_ids,
@@ -99,7 +106,7 @@ def prepare_attend(
 ) -> Attend[A]:
     """Converts now; it is split when the limits are known."""
     options = AttendOptions(check_top_k(top_k), check_scale(scale, read.spec), with_ids, missing_ok, exact)
-    return Attend(read, read.array.to_wire(read.spec.dtype), options)
+    return Attend(read, read.to_wire(), options)
 
 
 def joined(attends: Sequence[Attend[A]]) -> Attend[A]:

@@ -17,6 +17,7 @@ from recollect._results import (
     AttendResult,
     EvictResult,
     NamespaceSpec,
+    QueryDtype,
     SearchResult,
     Stats,
 )
@@ -85,6 +86,7 @@ class Namespace:
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
         exact: bool = False,
+        query_dtype: QueryDtype | None = None,
         timeout_s: float | None = None,
     ) -> SearchResult[A]:
         """Finds the top_k entries of each query by inner product, within its row's stream.
@@ -98,10 +100,21 @@ class Namespace:
             min_sequences: Refuse unless the streams have reached these (from `AddResult.next_sequences`).
             missing_ok: A stream that does not exist counts as empty.
             exact: By exact search, whatever the namespace's index: to compare with, or to miss nothing.
+            query_dtype: "int8": queries travel as integers of 8 bits, in half of float16's bytes. About one
+                in a hundred of the entries that are found is another one then, which may be a good trade
+                on a slow network. None: as the namespace's `dtype`.
             timeout_s: See the class.
         """
         chosen = check_include(include)
-        read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
+        read = check_read(
+            self.name,
+            self.spec,
+            layer,
+            queries,
+            streams=streams,
+            min_sequences=min_sequences,
+            query_dtype=query_dtype,
+        )
         split = prepare_search(read, top_k=top_k, include=chosen, missing_ok=missing_ok, exact=exact)
         return self._runner.run_split(split, timeout_s)
 
@@ -117,6 +130,7 @@ class Namespace:
         min_sequences: Sequence[int] | None = None,
         missing_ok: bool = False,
         exact: bool = False,
+        query_dtype: QueryDtype | None = None,
         timeout_s: float | None = None,
     ) -> AttendResult[A]:
         """Attends to the top_k entries of each query: softmax(scale * q.k) v, and its log-sum-exp.
@@ -133,9 +147,19 @@ class Namespace:
             min_sequences: Refuse unless the streams have reached these (from `AddResult.next_sequences`).
             missing_ok: A stream that does not exist counts as empty.
             exact: As in `search`.
+            query_dtype: As in `search`. Where a gradient follows, leave it out: `attend_backward` does not
+                round queries so.
             timeout_s: See the class.
         """
-        read = check_read(self.name, self.spec, layer, queries, streams=streams, min_sequences=min_sequences)
+        read = check_read(
+            self.name,
+            self.spec,
+            layer,
+            queries,
+            streams=streams,
+            min_sequences=min_sequences,
+            query_dtype=query_dtype,
+        )
         asked = prepare_attend(
             read, top_k=top_k, scale=scale, with_ids=with_ids, missing_ok=missing_ok, exact=exact
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic
+from typing import Generic, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from recollect._answers import SearchAnswer
 from recollect._bits import WIRE_DTYPES, Ids, Wire
 from recollect._checks import (
     Include,
+    check_choice,
     check_ints,
     check_layer,
     check_limit,
@@ -25,8 +26,19 @@ from recollect._checks import (
     check_shape,
     check_top_k,
 )
+from recollect._int8 import Rows, to_rows
 from recollect._regions import Region
-from recollect._results import DTYPE_NUMBERS, A, Array, Dtype, Limits, NamespaceSpec, SearchResult
+from recollect._results import (
+    DTYPE_NUMBERS,
+    A,
+    Array,
+    Dtype,
+    Limits,
+    NamespaceSpec,
+    QueryDtype,
+    SearchResult,
+)
+from recollect._rounding import STEP_BYTES
 from recollect._splitting import Assembly, Part, TokenBytes, split_grid
 from recollect._streaming import STREAMED_FROM_BYTES
 from recollect._tensor import (
@@ -54,10 +66,35 @@ class Queries(Generic[A]):
     array: UserArray[A]
     streams: list[str]
     min_sequences: list[int]
+    query_dtype: QueryDtype | None = None
 
     @property
     def itemsize(self) -> int:
         return WIRE_DTYPES[self.spec.dtype].itemsize
+
+    @property
+    def query_bytes(self) -> int:
+        """Of one query as it travels."""
+        dim = self.spec.key_dim
+        return dim * self.itemsize if self.query_dtype is None else dim + STEP_BYTES
+
+    def to_wire(self) -> Wire | Rows:
+        """The queries as they travel, [B, Hq, T, Dk] or rows of integers."""
+        if self.query_dtype is None:
+            return self.array.to_wire(self.spec.dtype)
+        return to_rows("queries", cast("npt.NDArray[np.float32]", self.array.to_wire("float32")))
+
+    def header(self, wire: Wire | Rows) -> pb.Tensor:
+        """The message of some of them, without their data."""
+        if self.query_dtype is None:
+            return pb.Tensor(dtype=DTYPE_NUMBERS[self.spec.dtype], shape=wire.shape)
+        return pb.Tensor(dtype=pb.DTYPE_INT8, shape=(*wire.shape[:-1], self.spec.key_dim))
+
+    def message(self, wire: Wire | Rows) -> pb.Tensor:
+        """The message of some of them: one copy."""
+        message = self.header(wire)
+        message.data = wire.tobytes()
+        return message
 
     def split(
         self, weight: TokenBytes, limits: Limits, hint: str, *, down_bytes_max: int | None = None
@@ -82,8 +119,11 @@ def check_read(
     *,
     streams: Sequence[str],
     min_sequences: Sequence[int] | None = None,
+    query_dtype: QueryDtype | None = None,
 ) -> Queries[A]:
     """Checks what all reads have."""
+    if query_dtype is not None:
+        check_choice("query_dtype", query_dtype, get_args(QueryDtype))
     array = user_array("queries", queries)
     check_queries(array.shape, spec)
     rows = array.shape[0]
@@ -94,6 +134,7 @@ def check_read(
         array,
         check_names("streams", streams, count=rows),
         check_ints("min_sequences", min_sequences, rows, minimum=0),
+        query_dtype,
     )
 
 
@@ -101,9 +142,9 @@ def prepare_search(
     read: Queries[A], *, top_k: int, include: frozenset[Include], missing_ok: bool, exact: bool
 ) -> Callable[[Limits], Work[pb.SearchResponse, SearchResult[A]]]:
     """Converts now; splits when the limits are known."""
-    spec, dtype = read.spec, read.spec.dtype
+    spec = read.spec
     top_k = check_top_k(top_k)
-    wire = read.array.to_wire(dtype)
+    wire = read.to_wire()
     rows, heads, tokens, _ = read.array.shape
     request_of = partial(
         _search_request, read=read, top_k=top_k, include=include, missing_ok=missing_ok, exact=exact
@@ -113,7 +154,7 @@ def prepare_search(
         check_limit("top_k", top_k, limits.top_k_max)
         fetched = ("keys" in include) * spec.key_dim + ("values" in include) * spec.value_dim
         weight = TokenBytes(
-            up=heads * spec.key_dim * read.itemsize,
+            up=heads * read.query_bytes,
             down=heads * top_k * (2 * SCALAR_BYTES + fetched * read.itemsize),
         )
         # Each part of a split read searches anew.
@@ -134,11 +175,11 @@ def prepare_search(
             shared_bytes_max=limits.stream_bytes_max,
         )
 
-        def ask(index: int) -> _Question:
+        def ask(index: int) -> _Question[A]:
             part = parts[index]
             queries = wire[part.rows, :, part.tokens]
             request, size_bytes = request_of(part.rows), answer.shared_bytes(index)
-            return _Question(request, queries, dtype, size_bytes, answer.shared_dtype)
+            return _Question(request, read, queries, size_bytes, answer.shared_dtype)
 
         return Work(
             method=SEARCH_STREAM if streamed else SEARCH,
@@ -173,35 +214,36 @@ def _search_request(
     )
 
 
-class _Question:
+class _Question(Generic[A]):
     """A search: its queries in its message, or where it is answered."""
 
     def __init__(
         self,
         request: pb.SearchRequest,
-        queries: Wire,
-        dtype: Dtype,
+        read: Queries[A],
+        queries: Wire | Rows,
         answer_bytes: int,
         answer_dtype: Dtype,
     ) -> None:
         self._request = request
+        self._read = read
         self._queries = queries
-        self._dtype: Dtype = dtype
         self._answer_dtype: Dtype = answer_dtype
         self.size_bytes = max(answer_bytes, queries.nbytes)
 
     def whole(self) -> pb.SearchRequest:
         """All in the message."""
-        request = pb.SearchRequest(queries=floats_message(self._queries, self._dtype))
+        request = pb.SearchRequest(queries=self._read.message(self._queries))
         request.MergeFrom(self._request)
         return request
 
     def beside(self, region: Region) -> pb.SearchRequest:
         """Queries in a region, where they are read before the answer takes their place."""
         (offset,) = region.put([self._queries])
-        number = DTYPE_NUMBERS[self._dtype]
+        header = self._read.header(self._queries)
+        header.offset = offset
         request = pb.SearchRequest(
-            queries=pb.Tensor(dtype=number, shape=self._queries.shape, offset=offset),
+            queries=header,
             pairs_dtype=DTYPE_NUMBERS[self._answer_dtype],
             region=region.id,
         )

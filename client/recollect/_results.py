@@ -11,6 +11,7 @@ from recollect.v1 import memory_pb2 as pb
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 ValueDtype = Literal["float32", "float16", "bfloat16", "int8"]
+QueryDtype = Literal["int8"]
 Index = Literal["exact", "ivf", "auto"]
 
 INDEX_DEFAULT: Index = "auto"

@@ -7,6 +7,7 @@ a C++ compiler they are what there is. Calls release the interpreter lock.
 from __future__ import annotations
 
 import ctypes
+import math
 from ctypes import c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,15 @@ import numpy.typing as npt
 
 LIBRARY = Path(__file__).with_name("_native.so")
 
+STEP_BYTES = 4
+"""Behind the integers of a row: the float32 that they are times."""
+
 FEWEST = 2048
 """Of fewer, NumPy's own conversion takes less time than a call of the library."""
 
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
+UInt8 = npt.NDArray[np.uint8]
 UInt16 = npt.NDArray[np.uint16]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -34,6 +39,7 @@ def library() -> ctypes.CDLL | None:
         for name in ("rc_to_float16", "rc_from_float16", "rc_to_bfloat16"):
             function = getattr(library, name)
             function.argtypes, function.restype = (c_void_p, c_int64, c_void_p), None
+        library.rc_to_int8.argtypes = (c_void_p, c_int64, c_int64, c_void_p)
         return library if library.rc_can_round() else None
     except (AttributeError, OSError):  # not there, or of another platform
         return None
@@ -52,6 +58,17 @@ def from_float16(halves: Float16) -> Float32 | None:
 def to_bfloat16(values: Float32) -> UInt16 | None:
     """Bits of bfloat16, rounded to nearest, ties to even. None: let NumPy do it."""
     return _converted("rc_to_bfloat16", values, np.dtype(np.uint16))
+
+
+def to_int8(values: Float32) -> tuple[UInt8, bool] | None:
+    """Values [..., D] as rows [..., D + STEP_BYTES], and whether all are numbers. None: let NumPy do it."""
+    loaded = library()
+    if loaded is None or not values.dtype.isnative:
+        return None
+    *shape, dim = values.shape
+    dense, rows = np.ascontiguousarray(values), np.empty((*shape, dim + STEP_BYTES), np.uint8)
+    are_numbers = loaded.rc_to_int8(_address(dense), math.prod(shape), dim, _address(rows))
+    return rows, bool(are_numbers)
 
 
 def _converted(

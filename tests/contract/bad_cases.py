@@ -169,7 +169,38 @@ def search_cases() -> dict[str, Spoilt]:
     def sequences(m: Any) -> None:
         m.min_sequences.extend([1, 2, 3])
 
-    return {**read_cases(), **top_k_cases(), "min_sequences": Spoilt(sequences, "min_sequences", ("3", "2"))}
+    own = {"min_sequences": Spoilt(sequences, "min_sequences", ("3", "2"))}
+    return {**read_cases(), **integer_cases(), **top_k_cases(), **own}
+
+
+def integer_cases() -> dict[str, Spoilt]:
+    """What may be wrong with queries that are rows of integers."""
+    shape = (messages.ROWS, messages.QUERY_HEADS, messages.TOKENS, messages.KEY_DIM)
+    row_bytes, rows = messages.KEY_DIM + 4, int(np.prod(shape[:-1]))
+
+    def put(step: float, *new: int, less: int = 0) -> Callable[[Any], object]:
+        good = bytes(range(1, messages.KEY_DIM + 1)) + np.float32(1.0).tobytes()
+        bad = bytes(messages.KEY_DIM) + np.float32(step).tobytes()
+        data = (good * (rows - 1) + bad)[: rows * row_bytes - less]
+        made = pb.Tensor(data=data, dtype=pb.DTYPE_INT8, shape=new or shape)
+        return lambda m: m.queries.CopyFrom(made)
+
+    size = str(rows * row_bytes)
+    return {
+        "integers times NaN": Spoilt(put(NAN), "queries", ("int8", "NaN")),
+        "integers times infinity": Spoilt(put(INF), "queries", ("int8", "infinite")),
+        "integers times a negative number": Spoilt(put(-1.0), "queries", ("int8", "negative")),
+        "integers so large that scores overflow": Spoilt(put(1e30), "queries", ("1.28e+32", "1.1259e+15")),
+        "too few bytes of integers": Spoilt(put(1.0, less=1), "queries", (size, str(list(shape)))),
+        "integers that are times nothing": Spoilt(put(1.0, less=4 * rows), "queries", (size,)),
+        "integers of no dimension": Spoilt(
+            lambda m: m.queries.CopyFrom(pb.Tensor(dtype=pb.DTYPE_INT8)), "queries", ("no dimensions",)
+        ),
+        "integers of another rank": Spoilt(put(1.0, rows, messages.KEY_DIM), "queries", ("4 dimensions",)),
+        "integers of a negative size": Spoilt(put(1.0, -1, *shape[1:]), "queries", ("-1",)),
+        "integers of no size": Spoilt(put(1.0, 2, 4, 3, 0), "queries", ("[2, 4, 3, 0]",)),
+        "integers of a size near the end": Spoilt(put(1.0, 2**31 - 1), "queries", ("2147483647",)),
+    }
 
 
 def pairs_cases() -> dict[str, Spoilt]:

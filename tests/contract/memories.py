@@ -17,6 +17,7 @@ from tests.oracle import OracleMemory, representable
 Array = NDArray[np.float32]
 Dtype = Literal["float32", "float16", "bfloat16"]
 ValueDtype = Literal["float16", "int8"]
+QueryDtype = Literal["int8"]
 Index = Literal["exact", "ivf", "auto"]
 INDEXES: tuple[Index, ...] = ("exact", "ivf", "auto")
 VALUE_DTYPES: tuple[ValueDtype | None, ...] = (None, "int8")
@@ -38,16 +39,21 @@ class CheckedMemory:
 
     def draw_values(self, *shape: int) -> Array:
         """Random values that are stored exactly."""
-        if self.ns.spec.value_dtype is None:
-            return self.draw(*shape)
+        return self.draw(*shape) if self.ns.spec.value_dtype is None else self.draw_integers(*shape)
+
+    def draw_integers(self, *shape: int) -> Array:
+        """Random rows that integers of 8 bits, and what each row's are times, hold exactly."""
         steps = self.rng.integers(-127, 128, size=shape)
-        # Some element of each value has to be as large as can be, or steps would be smaller.
+        # Some element of each row has to be as large as can be, or steps would be smaller.
         steps[..., int(self.rng.integers(shape[-1]))] = 127 * self.rng.choice([-1, 1])
         return (steps * 2.0 ** self.rng.integers(-8, -4, size=(*shape[:-1], 1))).astype(np.float32)
 
-    def queries(self, rows: int, tokens: int, *, group: int = 1) -> Array:
-        """[B, Hq, T, Dk] with Hq = group * Hkv."""
-        return self.draw(rows, group * self.ns.spec.heads, tokens, self.ns.spec.key_dim)
+    def queries(
+        self, rows: int, tokens: int, *, group: int = 1, query_dtype: QueryDtype | None = None
+    ) -> Array:
+        """[B, Hq, T, Dk] with Hq = group * Hkv, which `query_dtype` holds exactly."""
+        draw = self.draw if query_dtype is None else self.draw_integers
+        return draw(rows, group * self.ns.spec.heads, tokens, self.ns.spec.key_dim)
 
     def add(
         self,
@@ -81,9 +87,10 @@ class CheckedMemory:
         group: int = 1,
         missing_ok: bool = False,
         exact: bool = False,
+        query_dtype: QueryDtype | None = None,
     ) -> SearchResult[Array]:
         """Searches with random queries and compares scores, ids, keys and values."""
-        q = self.queries(len(streams), tokens, group=group)
+        q = self.queries(len(streams), tokens, group=group, query_dtype=query_dtype)
         found = self.ns.search(
             layer,
             q,
@@ -92,6 +99,7 @@ class CheckedMemory:
             include=("keys", "values"),
             missing_ok=missing_ok,
             exact=exact,
+            query_dtype=query_dtype,
         )
         self.oracle.check_search(layer, q, found, streams=streams)
         return found
@@ -107,11 +115,19 @@ class CheckedMemory:
         scale: float = 0.7,
         missing_ok: bool = False,
         exact: bool = False,
+        query_dtype: QueryDtype | None = None,
     ) -> AttendResult[Array]:
         """Attends with random queries and compares output, LSE, ids and the gradient."""
-        q = self.queries(len(streams), tokens, group=group)
+        q = self.queries(len(streams), tokens, group=group, query_dtype=query_dtype)
         out = self.ns.attend(
-            layer, q, top_k=top_k, streams=streams, scale=scale, missing_ok=missing_ok, exact=exact
+            layer,
+            q,
+            top_k=top_k,
+            streams=streams,
+            scale=scale,
+            missing_ok=missing_ok,
+            exact=exact,
+            query_dtype=query_dtype,
         )
         self.oracle.check_attend(layer, q, out, streams=streams, scale=scale, top_k=top_k)
         assert out.ids is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import recollect
-from tests.contract.memories import DTYPES, Memories
+from tests.contract.memories import DTYPES, Memories, QueryDtype
 
 CHUNK = 250
 
@@ -37,7 +37,8 @@ def run_case(client: recollect.Client, seed: int) -> None:
     top_k, tokens = int(rng.choice([1, 2, 5, 32, 200])), int(rng.choice([1, 2, 7, 20]))
     group = int(rng.integers(1, 4))
     names = list(rng.permutation(streams))
-    memory.check_search(names, group=group, missing_ok=True, top_k=top_k, tokens=tokens)
+    rounded: QueryDtype | None = "int8" if seed % 7 == 0 else None
+    memory.check_search(names, group=group, missing_ok=True, top_k=top_k, tokens=tokens, query_dtype=rounded)
     q = memory.queries(len(names), tokens, group=group)
     scale = float(rng.choice([0.05, 0.5, 3.0]))
     out = memory.ns.attend(0, q, top_k=top_k, streams=names, scale=scale, missing_ok=True)

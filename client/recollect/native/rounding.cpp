@@ -71,6 +71,39 @@ RC_VECTORS inline void for_all(
 
 }  // namespace
 
+// Rows of `dim` elements as so many integers of 8 bits each, and then the float32 that they are times, its step. Returns
+// whether all are numbers. The server's kernels make the same of values, bit for bit.
+RC_API RC_VECTORS int rc_to_int8(const float* from, std::int64_t rows, std::int64_t dim, std::int8_t* to) {
+    constexpr float MOST = 127, STEP_MAX = 0x1.020406p+121f;  // the largest of which so many are a number still
+    constexpr float TO_EVEN = 12582912;  // 1.5 * 2^23: a sum with it has no places behind the point
+    std::uint32_t largest_of_all = 0;
+    for (std::int64_t row = 0; row < rows; ++row, from += dim, to += dim + sizeof(float)) {
+        // Without its sign, a float orders as the integer that its bits are.
+        std::uint32_t largest = 0;
+        for (std::int64_t d = 0; d < dim; ++d) {
+            std::uint32_t bits;
+            std::memcpy(&bits, from + d, sizeof bits);
+            bits &= 0x7FFFFFFF;
+            largest = bits > largest ? bits : largest;
+        }
+        largest_of_all = largest > largest_of_all ? largest : largest_of_all;
+        float step;
+        std::memcpy(&step, &largest, sizeof step);
+        step = step / MOST < STEP_MAX ? step / MOST : STEP_MAX;
+        std::memcpy(to + dim, &step, sizeof step);
+        if (step == 0) {
+            std::memset(to, 0, dim);
+            continue;
+        }
+        for (std::int64_t d = 0; d < dim; ++d) {
+            float steps = (from[d] / step + TO_EVEN) - TO_EVEN;
+            steps = steps < MOST ? steps : MOST;  // of a step below the normal numbers there may be more
+            to[d] = static_cast<std::int8_t>(steps > -MOST ? steps : -MOST);
+        }
+    }
+    return largest_of_all < 0x7F800000;
+}
+
 RC_API int rc_can_round() { return can_round(); }
 
 RC_API RC_VECTORS void rc_to_float16(const float* from, std::int64_t size, std::uint16_t* to) {

@@ -40,7 +40,9 @@ class _DTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     DTYPE_INT32: _DType.ValueType  # 4
     DTYPE_INT64: _DType.ValueType  # 5
     DTYPE_INT8: _DType.ValueType  # 6
-    """of stored values alone: integers of 8 bits and, for each value, what they are times"""
+    """Of queries, and of values in store. A row, which is the last axis, is so many integers of 8 bits and then the
+    float32 that they are times, at least 0: in data, four bytes more than the shape says.
+    """
 
 class DType(_DType, metaclass=_DTypeEnumTypeWrapper): ...
 
@@ -51,7 +53,9 @@ DTYPE_BFLOAT16: DType.ValueType  # 3
 DTYPE_INT32: DType.ValueType  # 4
 DTYPE_INT64: DType.ValueType  # 5
 DTYPE_INT8: DType.ValueType  # 6
-"""of stored values alone: integers of 8 bits and, for each value, what they are times"""
+"""Of queries, and of values in store. A row, which is the last axis, is so many integers of 8 bits and then the
+float32 that they are times, at least 0: in data, four bytes more than the shape says.
+"""
 Global___DType: typing_extensions.TypeAlias = DType
 
 class _IndexKind:
@@ -279,7 +283,7 @@ class SearchRequest(google.protobuf.message.Message):
 
     @property
     def queries(self) -> Global___Tensor:
-        """[B, Hq, T, Dk]"""
+        """[B, Hq, T, Dk], as stored keys or int8"""
 
     @property
     def min_sequences(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -410,7 +414,7 @@ class AttendRequest(google.protobuf.message.Message):
 
     @property
     def queries(self) -> Global___Tensor:
-        """[B, Hq, T, Dk]"""
+        """[B, Hq, T, Dk], as stored keys or int8"""
 
     @property
     def min_sequences(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -445,7 +449,7 @@ class AttendResponse(google.protobuf.message.Message):
     NEXT_SEQUENCES_FIELD_NUMBER: builtins.int
     @property
     def output(self) -> Global___Tensor:
-        """[B, Hq, T, Dv], dtype of the queries; 0 where the memory is empty"""
+        """[B, Hq, T, Dv], dtype of stored keys; 0 where the memory is empty"""
 
     @property
     def lse(self) -> Global___Tensor:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, Room
 from recollect_server.domain.eviction import Selector
+from recollect_server.domain.int8_rows import Int8Array
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.registry import NamespaceRecord
 from recollect_server.domain.spec import Dtype
@@ -61,7 +62,7 @@ class Search:
     namespace: str
     layer: int
     streams: tuple[str, ...]
-    queries: DenseArray
+    queries: DenseArray | Int8Array
     top_k: int
     include_keys: bool = False
     include_values: bool = False
@@ -121,7 +122,7 @@ class Attend:
     namespace: str
     layer: int
     streams: tuple[str, ...]
-    queries: DenseArray
+    queries: DenseArray | Int8Array
     top_k: int
     scale: float
     with_ids: bool = True

@@ -25,7 +25,8 @@ from recollect_server.application.commands import (
 )
 from recollect_server.application.costs import cost_of, evicted_work, written_work
 from recollect_server.application.memories import Memories
-from recollect_server.application.pairs import RowHits, with_pairs
+from recollect_server.application.pairs import OFFSET_BYTES, RowHits, hit_bytes, pairs_dtype, with_pairs
+from recollect_server.application.queries import as_stored
 from recollect_server.application.room import Adding, require_room
 from recollect_server.domain import validation, work
 from recollect_server.domain.arrays import DenseArray, from_float32
@@ -35,11 +36,10 @@ from recollect_server.domain.eviction import Everything, as_text
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock
-from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps, in_one_step, kept
 
-SCORE_BYTES, OFFSET_BYTES, LSE_BYTES = 4, 4, 4
-"""Of a float32 score, of an id as an int32 offset, and of a float32 log-sum-exp, as they travel."""
+LSE_BYTES = 4
+"""Of a float32 log-sum-exp, as it travels."""
 
 
 class Memory:
@@ -154,10 +154,9 @@ class Memory:
         memory = self._memory(namespace, command.layer)
         spec = memory.spec
         validation.check_pairs_dtype(command.pairs_dtype, spec)
-        pairs_dtype = _pairs_dtype(spec, command)
-        banks = self._read(memory, command, hit_bytes=_hit_bytes(spec, command), query_bytes=0)
-        yield work.moved(command.queries.raw.nbytes)
-        rows, heads, tokens, _ = command.queries.shape
+        banks = self._read(memory, command, hit_bytes=hit_bytes(spec, command), query_bytes=0)
+        queries = yield from as_stored(command.queries, spec)
+        rows, heads, tokens, _ = queries.shape
         shape = (rows, heads, tokens, command.top_k)
         scores, ids = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
         hits_of_rows: list[RowHits] = []
@@ -166,19 +165,20 @@ class Memory:
                 scores[row], ids[row] = -np.inf, -1
                 hits_of_rows.append((None, ids[row]))
                 continue
-            hits = yield from bank.search(command.queries.row(row), command.top_k, exact=command.exact)
+            hits = yield from bank.search(queries.row(row), command.top_k, exact=command.exact)
             scores[row], ids[row] = hits.scores, bank.ids(hits.slots)
             hits_of_rows.append((bank, hits.slots))
         found = Found(scores, ids, keys=None, values=None, next_sequences=_reached(memory, command))
-        keys = Coming((*shape, spec.key_dim), pairs_dtype) if command.include_keys else None
-        values = Coming((*shape, spec.value_dim), pairs_dtype) if command.include_values else None
+        dtype = pairs_dtype(spec, command)
+        keys = Coming((*shape, spec.key_dim), dtype) if command.include_keys else None
+        values = Coming((*shape, spec.value_dim), dtype) if command.include_values else None
         return (yield from with_pairs(found, hits_of_rows, command, keys=keys, values=values))
 
     def answer_bytes(self, namespace: Namespace, command: Search) -> int:
         """Bytes of a streamed search's answer; of one that will be refused, at most those allowed."""
         shape = command.queries.shape
         hits = math.prod(shape[:3]) * max(0, command.top_k)
-        return min(hits * _hit_bytes(namespace.record.spec, command), self._limits.stream_bytes_max)
+        return min(hits * hit_bytes(namespace.record.spec, command), self._limits.stream_bytes_max)
 
     def attend(self, namespace: Namespace, command: Attend) -> Steps[Attended]:
         """Attention over the top_k entries of each query, with its log-sum-exp.
@@ -196,12 +196,12 @@ class Memory:
             hit_bytes=OFFSET_BYTES,
             query_bytes=spec.value_dim * spec.dtype.itemsize_bytes + LSE_BYTES,
         )
-        yield work.moved(command.queries.raw.nbytes)
-        rows, heads, tokens, _ = command.queries.shape
+        queries = yield from as_stored(command.queries, spec)
+        rows, heads, tokens, _ = queries.shape
         ids = np.full((rows, heads, tokens, command.top_k), -1, dtype=np.int64) if command.with_ids else None
         attention = yield from attend_rows(
             banks,
-            command.queries,
+            queries,
             command.top_k,
             value_dim=spec.value_dim,
             scale=command.scale,
@@ -212,7 +212,7 @@ class Memory:
                 if bank is not None:
                     ids[row] = bank.ids(attention.slots[row])
         return Attended(
-            output=from_float32(attention.output, command.queries.dtype),
+            output=from_float32(attention.output, spec.dtype),
             lse=attention.lse,
             ids=ids,
             next_sequences=_reached(memory, command),
@@ -384,15 +384,6 @@ def _described(stream: str, layer: int, bank: Bank) -> BankStats:
         bytes=bank.allocated_bytes,
         index=bank.index_state,
     )
-
-
-def _hit_bytes(spec: NamespaceSpec, command: Search) -> int:
-    pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
-    return SCORE_BYTES + OFFSET_BYTES + pair_dims * _pairs_dtype(spec, command).itemsize_bytes
-
-
-def _pairs_dtype(spec: NamespaceSpec, command: Search) -> Dtype:
-    return spec.dtype if command.pairs_dtype is None else command.pairs_dtype
 
 
 def _reached(memory: NamespaceMemory, command: Search | Attend) -> tuple[int, ...]:

@@ -13,13 +13,28 @@ from recollect_server.application.commands import Coming, Found, Progress, Searc
 from recollect_server.domain import work
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Int64, Raw
 from recollect_server.domain.bank import Bank
+from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 
 PART_BYTES = 1024 * 1024
 """Of what is handed on, about: it stays in a cache."""
 
+SCORE_BYTES, OFFSET_BYTES = 4, 4
+"""Of a float32 score, and of an id as an int32 offset, as they travel."""
+
 RowHits = tuple[Bank | None, Int64]
 """Of one row: a bank that was searched, or None; and slots [Hq, T, K], -1 where there is no entry."""
+
+
+def pairs_dtype(spec: NamespaceSpec, command: Search) -> Dtype:
+    """Of keys and values in its answer."""
+    return spec.dtype if command.pairs_dtype is None else command.pairs_dtype
+
+
+def hit_bytes(spec: NamespaceSpec, command: Search) -> int:
+    """What one of top_k takes in its answer."""
+    pair_dims = spec.key_dim * command.include_keys + spec.value_dim * command.include_values
+    return SCORE_BYTES + OFFSET_BYTES + pair_dims * pairs_dtype(spec, command).itemsize_bytes
 
 
 class Target(Protocol):

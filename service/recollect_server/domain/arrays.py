@@ -35,6 +35,13 @@ EXPONENT_BITS: dict[Dtype, np.uint32 | np.uint16] = {
 }
 """All exponent bits set: NaN or infinite, in each format."""
 
+LARGEST = {
+    Dtype.FLOAT32: 3.4028234663852886e38,
+    Dtype.FLOAT16: 65504.0,
+    Dtype.BFLOAT16: 3.3895313892515355e38,
+}
+"""The largest number of each."""
+
 SIGNLESS_BITS: dict[Dtype, np.uint32 | np.uint16] = {
     Dtype.FLOAT32: np.uint32(0x7FFF_FFFF),
     Dtype.FLOAT16: np.uint16(0x7FFF),

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64
+from recollect_server.domain import int8_rows
+from recollect_server.domain.arrays import LARGEST, DenseArray, Float32, Int64
 from recollect_server.domain.errors import InvalidArgumentError
 from recollect_server.domain.eviction import BeforeSequence, ByIds, Everything, OlderThan, Oldest, Selector
+from recollect_server.domain.int8_rows import Int8Array
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.spec import Dtype, NamespaceSpec, validate_name
 
@@ -106,7 +108,7 @@ def check_entries(
 
 def check_queries(
     argument: str,
-    queries: DenseArray,
+    queries: DenseArray | Int8Array,
     *,
     rows: int,
     dim: int,
@@ -126,8 +128,11 @@ def check_queries(
         )
     _check_shape(argument, queries, (rows, heads, tokens, dim), "[B, Hq, T, D]")
     _check_tokens(argument, tokens, limits)
-    _check_dtype(argument, queries, spec)
-    _check_elements(argument, queries, scored=argument == "queries")
+    if isinstance(queries, Int8Array):
+        _check_steps(argument, queries.steps, spec)
+    else:
+        _check_dtype(argument, queries, spec)
+        _check_elements(argument, queries, scored=argument == "queries")
 
 
 def check_grad_lse(grad_lse: Float32, shape: tuple[int, ...]) -> None:
@@ -220,7 +225,7 @@ def check_selector(selector: Selector, limits: Limits) -> None:
             pass
 
 
-def _tokens(array: DenseArray, argument: str) -> int:
+def _tokens(array: DenseArray | Int8Array, argument: str) -> int:
     if len(array.shape) != 4:
         raise InvalidArgumentError(
             argument, f"has shape {list(array.shape)}; expected 4 dimensions [B, H, T, D]"
@@ -228,7 +233,7 @@ def _tokens(array: DenseArray, argument: str) -> int:
     return array.shape[2]
 
 
-def _check_shape(argument: str, array: DenseArray, expected: tuple[int, ...], words: str) -> None:
+def _check_shape(argument: str, array: DenseArray | Int8Array, expected: tuple[int, ...], words: str) -> None:
     if array.shape != expected:
         raise InvalidArgumentError(
             argument, f"has shape {list(array.shape)}; expected {list(expected)} {words}"
@@ -262,6 +267,19 @@ def _check_elements(argument: str, array: DenseArray, *, scored: bool = False) -
     if scored and largest > SCORED_MAX:
         raise InvalidArgumentError(
             argument, f"has an element of size {largest:g}; at most {SCORED_MAX:g}, or scores would overflow"
+        )
+
+
+def _check_steps(argument: str, steps: Float32, spec: NamespaceSpec) -> None:
+    """Of rows of integers: what they are times. As `_check_elements` of what they are then, at most."""
+    if not (np.isfinite(steps).all() and (steps >= 0).all()):
+        raise InvalidArgumentError(
+            argument, "has rows of int8 that are times NaN, infinite or negative numbers"
+        )
+    largest, most = float(steps.max(initial=0)) * int8_rows.LOWEST, min(SCORED_MAX, LARGEST[spec.dtype])
+    if largest > most:
+        raise InvalidArgumentError(
+            argument, f"has rows of int8 with elements of up to {largest:g}; {most:g} is the most here"
         )
 
 

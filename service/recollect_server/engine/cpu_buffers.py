@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect_server.domain import work
+from recollect_server.domain import int8_rows, work
 from recollect_server.domain.arrays import (
     LINE_BYTES,
     RAW_TYPES,
@@ -24,7 +24,6 @@ from recollect_server.domain.arrays import (
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
-from recollect_server.engine import int8_rows
 from recollect_server.engine.reserve import reserve
 from recollect_server.engine.zeroing import zero
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recollect_server.domain import work
+from recollect_server.domain import int8_rows, work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, dtype_in
 from recollect_server.domain.ports import Attention, Hits, IndexState
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
-from recollect_server.engine import attention_torch, int8_rows, torch_scan
+from recollect_server.engine import attention_torch, torch_scan
 from recollect_server.engine.no_upkeep import NoUpkeep
 from recollect_server.engine.ranges import length_of
 from recollect_server.engine.row_by_row import RowByRow

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from recollect.v1 import memory_pb2 as pb
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Room
 from recollect_server.domain.errors import InvalidArgumentError
-from recollect_server.domain.spec import Dtype
+from recollect_server.domain.int8_rows import Int8Array
+from recollect_server.domain.spec import STEP_BYTES, Dtype
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -53,6 +54,19 @@ def dense(argument: str, tensor: pb.Tensor, *, room: Room | None = None) -> Dens
     """
     dtype = _dtype(argument, "has dtype", tensor.dtype)
     return DenseArray(_elements(argument, tensor, LITTLE_ENDIAN[dtype], room=room), dtype)
+
+
+def queries(tensor: pb.Tensor, *, room: Room | None = None) -> DenseArray | Int8Array:
+    """Queries, which may be rows of integers: see `dense`.
+
+    Raises:
+        InvalidArgumentError: As `dense`.
+    """
+    if tensor.dtype != pb.DTYPE_INT8:
+        return dense("queries", tensor, room=room)
+    if not tensor.shape:
+        raise InvalidArgumentError("queries", "has no dimensions; rows of int8 are one at least")
+    return Int8Array(_elements("queries", tensor, np.dtype(np.uint8), room=room, more=STEP_BYTES))
 
 
 def dtype_or_none(argument: str, number: pb.DType.ValueType) -> Dtype | None:
@@ -163,8 +177,9 @@ def _dtype(argument: str, verb: str, number: pb.DType.ValueType) -> Dtype:
 
 
 def _elements(
-    argument: str, tensor: pb.Tensor, dtype: np.dtype[Scalar], *, room: Room | None = None
+    argument: str, tensor: pb.Tensor, dtype: np.dtype[Scalar], *, room: Room | None = None, more: int = 0
 ) -> npt.NDArray[Scalar]:
+    """`more`: so many elements lie behind each row."""
     # Each look at `data` copies it.
     shape, data = tuple(tensor.shape), tensor.data
     if len(shape) > RANK_MAX:
@@ -174,12 +189,14 @@ def _elements(
         raise InvalidArgumentError(
             argument, f"has shape {list(shape)}; sizes are from 0 to {SIZE_MAX}, and so are their products"
         )
+    if more:
+        shape = (*shape[:-1], shape[-1] + more)
     expected = math.prod(shape) * dtype.itemsize
     if tensor.HasField("offset") and not data:
         return _copied(argument, tensor.offset, expected, room).view(dtype).reshape(shape)
     if len(data) != expected:
         raise InvalidArgumentError(
-            argument, f"has {len(data)} bytes of data; shape {list(shape)} takes {expected}"
+            argument, f"has {len(data)} bytes of data; shape {list(tensor.shape)} takes {expected}"
         )
     if tensor.HasField("offset"):
         raise InvalidArgumentError(argument, "has data, and an offset of data elsewhere")

@@ -35,7 +35,7 @@ def assert_same(one: Answer, other: Answer) -> None:
 
 
 def differing(attend: Callable[..., Reply]) -> list[Callable[[], Reply]]:
-    """Asks what is not alike: by layer, top_k, scale, shape, or what is wanted."""
+    """Asks what is not alike: by layer, top_k, scale, shape, how it travels, or what is wanted."""
     return [
         partial(attend, 0, queries(1), top_k=5, streams=["s1"]),
         partial(attend, 1, queries(2), top_k=5, streams=["s1"]),
@@ -45,4 +45,5 @@ def differing(attend: Callable[..., Reply]) -> list[Callable[[], Reply]]:
         partial(attend, 0, queries(6), top_k=5, with_ids=False, streams=["s1"]),
         partial(attend, 0, queries(7), top_k=5, missing_ok=True, streams=["nowhere"]),
         partial(attend, 0, queries(8), top_k=5, min_sequences=[3], streams=["s1"]),
+        partial(attend, 0, queries(9), top_k=5, query_dtype="int8", streams=["s1"]),
     ]

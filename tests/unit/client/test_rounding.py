@@ -12,6 +12,9 @@ import torch
 
 from recollect import _rounding
 from recollect._bits import to_bits, to_float32
+from recollect._int8 import to_rows
+from recollect.errors import InvalidArgumentError
+from recollect_server.domain import int8_rows
 from recollect_server.engine import kernels
 
 SIZES = [_rounding.FEWEST - 1, *(_rounding.FEWEST + more for more in range(9)), 100_003]
@@ -91,3 +94,25 @@ def test_layouts_do_not_matter() -> None:
         np.testing.assert_array_equal(to_bits(array, "bfloat16").view(np.int16), expected)
         halves = array.astype(np.float16)[:, ::-1]
         np.testing.assert_array_equal(to_float32(halves), halves.astype(np.float32))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 130])
+def test_rows_of_integers_are_those_that_the_server_makes(dim: int) -> None:
+    """A query is rounded in one way here and a value in another there, or depends on what was compiled."""
+    values = of_any_bits(400 * dim).reshape(20, 20, dim)
+    values = np.where(np.isfinite(values), values, np.float32(0))
+    values[3] = 0
+    values[4] *= np.float32(0.5) ** np.arange(dim)
+    np.testing.assert_array_equal(to_rows("queries", values), int8_rows.pack(values))
+    turned = np.ascontiguousarray(values.swapaxes(0, 1)).swapaxes(0, 1)  # not contiguous
+    np.testing.assert_array_equal(to_rows("queries", turned), int8_rows.pack(values))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_of_integers_cannot_say_what_is_no_number(bad: float) -> None:
+    """NaN travels as some integer, and what is found for it is answered."""
+    for at in (0, 5, 36):
+        values = np.ones((9, 37), np.float32)
+        values[-1, at] = bad
+        with pytest.raises(InvalidArgumentError, match="queries holds NaN or infinite"):
+            to_rows("queries", values)

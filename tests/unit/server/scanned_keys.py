@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recollect_server.domain import int8_rows
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowBytes, from_float32
 from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
-from recollect_server.engine import int8_rows, kernels
+from recollect_server.engine import kernels
 
 Float64 = NDArray[np.float64]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recollect_server.domain import int8_rows
 from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, from_float32
 from recollect_server.domain.spec import STEP_BYTES, Dtype, ValueDtype
-from recollect_server.engine import int8_rows, kernels
+from recollect_server.engine import kernels
 from tests.unit.server.scanned_keys import Float64, stored
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")

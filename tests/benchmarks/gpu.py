@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from recollect_bench.report import machine
+from recollect_bench.timing import Spread
 from tests.benchmarks import reports
 from tests.benchmarks.gpu_cases import PRODUCT, STORE, WAYS, Bench, Case, Sizes
 
@@ -42,6 +43,7 @@ class Report:
     limits: dict[str, float]
     attend: Case
     search: Case
+    decode: dict[str, Spread]
     left_out: dict[str, str]
 
     @property
@@ -66,6 +68,9 @@ class Report:
             f"{self.sizes.square:,} a side), {self.limits['copy_gb_s']:.4g} GB/s (copies, read and written).",
             "\n".join(f"- {said}: {'met' if met else '**missed**'}" for said, met in self.goals.items()),
             *(self._section(case) for case in (self.attend, self.search)),
+            f"## decode: {self.sizes.decoding_rows} rows x {self.sizes.heads} heads x 1 query over "
+            f"{self.sizes.decoding_entries:,} x {self.sizes.dim} float16",
+            "\n".join(f"- banks {name}: {spread}" for name, spread in self.decode.items()),
             *(f"Left out by the engine's own choice: {name} ({why})." for name, why in self.left_out.items()),
         ]
         return "\n\n".join(parts) + "\n"
@@ -81,6 +86,7 @@ class Report:
             "limits": self.limits,
             "goals": self.goals,
             **cases,
+            "decode": {name: asdict(spread) for name, spread in self.decode.items()},
             "left_out": self.left_out,
         }
 
@@ -111,8 +117,9 @@ def measure(device: torch.device, sizes: Sizes, *, seed: int = 0, without: Seque
     limits = bench.limits()
     attend = bench.attend()
     search = bench.search()
+    decode = bench.decode()
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return Report(card, sizes, seed, limits, attend, search, bench.left_out)
+    return Report(card, sizes, seed, limits, attend, search, decode, bench.left_out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

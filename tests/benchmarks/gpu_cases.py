@@ -17,6 +17,7 @@ from torch import Tensor
 from recollect_bench.datasets import SUBSPACE_DIM, SUBSPACE_NOISE
 from recollect_bench.timing import Spread, alternate
 from recollect_server.domain.arrays import DenseArray
+from recollect_server.domain.ports import Store
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import run_through
@@ -32,6 +33,7 @@ from recollect_server.engine.torch_search import (
 
 WAYS = ("faiss", "product", "fused")
 PRODUCT, STORE, STORE_EXACT = "the product alone", "the store", "the store, exact"
+TOGETHER, ONE_BY_ONE = "together", "one by one"
 WHOLE = "torch matmul + topk"
 
 WRITTEN_ROWS = 65_536
@@ -49,6 +51,8 @@ class Sizes:
     queries: int = 512
     entries: int = 65_536
     dim: int = 64
+    decoding_rows: int = 64
+    decoding_entries: int = 4096
     large_queries: int = 512
     large_entries: int = 2_097_152
     large_dim: int = 768
@@ -183,6 +187,29 @@ class Bench:
         calls: dict[str, Callable[[], Tensor]] = {STORE: by_store, WHOLE: whole}
         calls |= {way.name: partial(by_way, way) for way in self._ways}
         return self._measured(case, calls, queries, keys)
+
+    def decode(self) -> dict[str, Spread]:
+        """A decoding step of many conversations, one query of each head: their banks together, and one by one."""
+        s = self._sizes
+        spec = NamespaceSpec(
+            (0,), s.heads, s.dim, s.dim, s.decoding_entries, Dtype.FLOAT16, IndexChoice.EXACT
+        )
+        rows: list[tuple[Store, Sequence[slice]]] = []
+        for row in range(s.decoding_rows):
+            entries = s.decoding_entries - row  # no two are alike
+            rows.append((self._filled(spec, self._points(s.heads, entries, s.dim)), [slice(0, entries)]))
+        queries = _down(self._points(s.decoding_rows * s.heads, 1, s.dim))
+        asked = DenseArray(queries.raw.reshape(s.decoding_rows, s.heads, 1, s.dim), queries.dtype)
+        scale = s.dim**-0.5
+
+        def together() -> None:
+            run_through(rows[0][0].attend_rows(rows, asked, s.top_k, scale=scale))
+
+        def one_by_one() -> None:
+            for row, (store, live) in enumerate(rows):
+                run_through(store.attend(asked.row(row), live, s.top_k, scale=scale))
+
+        return self._alternate({TOGETHER: together, ONE_BY_ONE: one_by_one})
 
     def search(self) -> Case:
         """One large bank, by its inverted file and exactly."""

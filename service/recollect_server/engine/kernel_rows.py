@@ -129,14 +129,3 @@ def attend_together(
     return Attention(
         output=output.reshape(*flat, -1), lse=lse.reshape(flat), slots=slots.reshape(*flat, top_k)
     )
-
-
-def joined(parts: Sequence[Attention]) -> Attention:
-    """Rows of all, one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    return Attention(
-        output=np.concatenate([part.output for part in parts]),
-        lse=np.concatenate([part.lse for part in parts]),
-        slots=np.concatenate([part.slots for part in parts]),
-    )

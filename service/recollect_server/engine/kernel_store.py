@@ -20,8 +20,9 @@ from recollect_server.engine.choice import timed
 from recollect_server.engine.costs import exact_work
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.ivf import scan_exactly
-from recollect_server.engine.kernel_rows import Place, Row, attend_together, joined
+from recollect_server.engine.kernel_rows import Place, Row, attend_together
 from recollect_server.engine.ranges import length_of
+from recollect_server.engine.row_by_row import joined
 from recollect_server.engine.tiles import in_parts
 from recollect_server.engine.upkeep import Index
 

@@ -1,4 +1,4 @@
-"""Reads of several banks, for stores that have no way to do them together."""
+"""Reads of several banks, for stores that have no way to do them together; and their answers as one."""
 
 from __future__ import annotations
 
@@ -39,4 +39,15 @@ def stacked(found: Sequence[Attention]) -> Attention:
         output=np.stack([row.output for row in found]),
         lse=np.stack([row.lse for row in found]),
         slots=np.stack([row.slots for row in found]),
+    )
+
+
+def joined(parts: Sequence[Attention]) -> Attention:
+    """Rows of all, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return Attention(
+        output=np.concatenate([part.output for part in parts]),
+        lse=np.concatenate([part.lse for part in parts]),
+        slots=np.concatenate([part.slots for part in parts]),
     )

@@ -6,6 +6,7 @@ is no GPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,18 +15,20 @@ from torch import Tensor
 
 from recollect_server.domain import int8_rows, work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, dtype_in
-from recollect_server.domain.ports import Attention, Hits, IndexState
+from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_torch, torch_scan
 from recollect_server.engine.no_upkeep import NoUpkeep
 from recollect_server.engine.ranges import length_of
-from recollect_server.engine.row_by_row import RowByRow
+from recollect_server.engine.row_by_row import joined, stacked
 from recollect_server.engine.tiles import in_parts, tokens_of_part
 from recollect_server.engine.torch_choice import AUTO, Choice
-from recollect_server.engine.torch_index import BankIndex, IndexRule
+from recollect_server.engine.torch_index import BankIndex
 from recollect_server.engine.torch_memory import exhausts, exhausts_in_steps
+from recollect_server.engine.torch_rows import Row, attend_together, fitting
+from recollect_server.engine.torch_rule import IndexRule
 from recollect_server.engine.torch_search import ExactSearch, searches_for
 
 TORCH_TYPES = {
@@ -33,6 +36,9 @@ TORCH_TYPES = {
     Dtype.FLOAT16: torch.float16,
     Dtype.BFLOAT16: torch.bfloat16,
 }
+
+TOGETHER_MAX = 64
+"""Queries of all heads, up to which several banks are read together; more give a device enough to do."""
 
 GATHERED_BYTES_MAX = 512 * 1024 * 1024
 """For gradients, retrieved pairs are gathered in blocks of so many bytes: it bounds the scratch memory."""
@@ -81,7 +87,7 @@ class TorchDevice:
         return TorchStore(spec, self._device, self._choice, index=rule)
 
 
-class TorchStore(NoUpkeep, RowByRow):
+class TorchStore(NoUpkeep):
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart.
 
     Values that are stored as integers are rows of bytes, [Hkv, slots, Dv + STEP_BYTES].
@@ -197,6 +203,44 @@ class TorchStore(NoUpkeep, RowByRow):
             lse=lse.view(shape).cpu().numpy(),
             slots=slots.view(*shape, top_k).cpu().numpy(),
         )
+
+    @exhausts_in_steps
+    def attend_rows(
+        self,
+        rows: Sequence[tuple[Store, Sequence[slice]]],
+        queries: DenseArray,
+        top_k: int,
+        *,
+        scale: float,
+        exact: bool = False,
+    ) -> Steps[Attention]:
+        """See `Store.attend_rows`. Small banks are read together, as many as a step may take."""
+        left = yield 0
+        parts: list[Attention] = []
+        first, count = 0, math.prod(queries.shape[1:3])
+        while first < len(rows):
+            small = (self._small_row(*row, exact=exact) for row in rows[first:] if count <= TOGETHER_MAX)
+            some, took = fitting(small, count // self._spec.heads, left)
+            asked = DenseArray(queries.raw[first : first + len(some)], queries.dtype)
+            found = attend_together(some, self._upload(asked), top_k, scale=scale) if len(some) > 1 else None
+            if found is not None:
+                parts.append(found)
+                left = yield from self._pause(took)
+                first += len(some)
+                continue
+            store, live = rows[first]
+            alone = yield from store.attend(queries.row(first), live, top_k, scale=scale, exact=exact)
+            parts.append(stacked([alone]))
+            left = yield 0
+            first += 1
+        return joined(parts)
+
+    def _small_row(self, store: Store, live: Sequence[slice], *, exact: bool) -> Row | None:
+        """A bank that may be read with others."""
+        if not isinstance(store, TorchStore) or not live:
+            return None
+        is_small = exact or store._index.is_too_small(live)
+        return Row(store._keys, store._values, live) if is_small else None
 
     @exhausts_in_steps
     def attend_backward(

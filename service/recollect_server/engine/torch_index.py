@@ -19,30 +19,11 @@ from recollect_server.engine.samples import place
 from recollect_server.engine.torch_kmeans import centroids_of, chunk_rows
 from recollect_server.engine.torch_lists import LISTS_MAX, Lists
 from recollect_server.engine.torch_merge import recall_of
+from recollect_server.engine.torch_rule import EXACT, IVF, IndexRule
 from recollect_server.engine.torch_scan import Found, Pause, exact, probed
 from recollect_server.engine.torch_search import ExactSearch, ProductSearch
 
 log = logging.getLogger(__name__)
-
-EXACT, IVF, AUTO = "exact", "ivf", "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class IndexRule:
-    """What a namespace asks for.
-
-    Attributes:
-        index: "exact", "ivf" (from `entries_min` on) or "auto" (from `auto_entries_min` on).
-        recall: To be held by the inverted file, from 0 to 1.
-        entries_min: With fewer entries training has too little to go by.
-        auto_entries_min: With fewer, exact search of a GPU is taken to be fast enough. Not measured.
-    """
-
-    index: str = AUTO
-    recall: float = 0.95
-    entries_min: int = 4096
-    auto_entries_min: int = 131_072
-
 
 SAMPLE_PER_LIST = 32
 SAMPLED_QUERIES = 32
@@ -188,6 +169,13 @@ class BankIndex:
 
     # ---- reads ----
 
+    def is_too_small(self, live: Sequence[slice]) -> bool:
+        """Whether it is searched exactly, and no lists are to be made; takes note of what is live."""
+        if self._lists is not None or self._draft is not None:
+            return False
+        self._at(live)
+        return not self._is_due()
+
     def search(
         self,
         way: ExactSearch,
@@ -323,7 +311,7 @@ class BankIndex:
 
     def _is_due(self) -> bool:
         rule, lists, watch = self._rule, self._lists, self._watch
-        least = rule.entries_min if rule.index == IVF else max(rule.entries_min, rule.auto_entries_min)
+        least = rule.entries_least
         if rule.index == EXACT:
             return False
         if self._total < least:

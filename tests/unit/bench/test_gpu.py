@@ -12,7 +12,18 @@ import torch
 
 from recollect_server.engine.torch_search import ProductSearch
 from tests.benchmarks import gpu, reports
-from tests.benchmarks.gpu_cases import PRODUCT, STORE, STORE_EXACT, WHOLE, Bench, Sizes, kth_scores, recall_of
+from tests.benchmarks.gpu_cases import (
+    ONE_BY_ONE,
+    PRODUCT,
+    STORE,
+    STORE_EXACT,
+    TOGETHER,
+    WHOLE,
+    Bench,
+    Sizes,
+    kth_scores,
+    recall_of,
+)
 
 TINY = Sizes(
     rows=2,
@@ -20,6 +31,8 @@ TINY = Sizes(
     queries=8,
     entries=600,
     dim=16,
+    decoding_rows=3,
+    decoding_entries=50,
     large_queries=16,
     large_entries=4500,
     large_dim=24,
@@ -45,8 +58,14 @@ def test_it_runs_and_reports() -> None:
     assert report.attend.recall[STORE] == report.search.recall[STORE_EXACT] == 1.0
     assert 0.5 <= report.search.recall[STORE] < 1.0
     assert "'ivf' answers" in report.search.remark
+    assert set(report.decode) == {TOGETHER, ONE_BY_ONE}
     page = report.page()
-    for said in ("## attend: 2 rows x 2 heads x 8 queries over 600 x 16", "| the store, exact |", "goal"):
+    for said in (
+        "## attend: 2 rows x 2 heads x 8 queries over 600 x 16",
+        "| the store, exact |",
+        "goal",
+        "- banks together:",
+    ):
         assert said in page
     assert json.loads(json.dumps(report.as_dict()))["sizes"]["large_entries"] == 4500
 

@@ -23,7 +23,7 @@ from recollect_server.domain.usage import Usage
 from recollect_server.engine import cpu_buffers
 from recollect_server.engine.cpu import CpuDevice
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
-from recollect_server.engine.torch_index import IndexRule
+from recollect_server.engine.torch_rule import IndexRule
 from tests.unit.server.use_cases import Server
 
 HEADS, KEY_DIM, VALUE_DIM, CAPACITY = 2, 8, 3, 1200

@@ -14,7 +14,7 @@ from recollect_server.domain.steps import run_through
 from recollect_server.domain.usage import Usage
 from recollect_server.engine import kernels, upkeep
 from recollect_server.engine.torch_device import TorchDevice
-from recollect_server.engine.torch_index import IndexRule
+from recollect_server.engine.torch_rule import IndexRule
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")

@@ -17,8 +17,8 @@ from recollect_server.domain.steps import run_through
 from recollect_server.domain.usage import Usage
 from recollect_server.engine import torch_index
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
-from recollect_server.engine.torch_index import IndexRule
 from recollect_server.engine.torch_lists import Lists
+from recollect_server.engine.torch_rule import IndexRule
 
 HEADS, DIM, CENTRES = 2, 16, 60
 Float = np.ndarray[tuple[int, ...], np.dtype[np.float32]]

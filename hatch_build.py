@@ -68,16 +68,23 @@ def compile_libraries(root: Path) -> list[Path]:
             (root / package / LIBRARY).unlink(missing_ok=True)
         return []
     variants = {"generic": [], **_of_x86(command)}
-    parts = {
-        f"{source}-{name}": [*flags, f"-DRC_ISA={name}", f"{source}.cpp"]
-        for source in ("isa", "codes")
-        for name, flags in variants.items()
-    }
-    parts["library"] = [*(f"-DRC_HAS_{name.upper()}" for name in variants), "library.cpp"]
     return [
-        _compiled(command, root / ENGINE, parts),
+        _compiled(command, root / ENGINE, parts_of(variants)),
         _compiled(command, root / CLIENT, {"rounding": ["rounding.cpp"]}),
     ]
+
+
+def parts_of(variants: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What the engine's library is made of, in the order in which it is linked: flags, and then a source.
+
+    Of a function that several parts have a copy of, as of std::vector, the linker takes the first, for all of
+    them. So what any processor runs comes first, and each instruction set after those that it includes.
+    """
+    parts = {"library": [*(f"-DRC_HAS_{name.upper()}" for name in variants), "library.cpp"]}
+    for name, flags in variants.items():
+        for source in ("isa", "codes"):
+            parts[f"{source}-{name}"] = [*flags, f"-DRC_ISA={name}", f"{source}.cpp"]
+    return parts
 
 
 def _compiled(command: list[str], package: Path, parts: dict[str, list[str]]) -> Path:

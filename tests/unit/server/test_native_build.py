@@ -55,6 +55,15 @@ def test_without_a_compiler_the_build_goes_on_and_says_so(tmp_path: Path) -> Non
     assert not any(library.exists() for library in old)
 
 
+def test_what_any_processor_runs_is_linked_first() -> None:
+    """Without AVX-512 a server runs a function of std::vector that was compiled for it, and ends."""
+    building = runpy.run_path(str(ROOT / "hatch_build.py"))
+    names = ["generic", *building["X86"]]
+    first, *others = building["parts_of"]({name: [] for name in names})
+    assert first == "library"
+    assert [part.rpartition("-")[2] for part in others] == sorted(2 * names, key=names.index)
+
+
 FETCHES = """
 #include "panels.h"
 using namespace RC_ISA;

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from recollect_server.domain.arrays import DenseArray
 from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
+from recollect_server.engine.kernel_lists import multiply_centroids
 from tests.unit.server.scanned_keys import check, normal, scanned
 
 pytestmark = [
@@ -79,20 +82,38 @@ def test_what_threads_calculate_in_is_given_back() -> None:
         assert before - in_use() >= EACH
 
 
-def test_nothing_is_given_back_under_a_search() -> None:
-    """A server that comes to rest frees what a search that begins just then calculates in."""
-    queries, keys = drawn(ROWS)
+@contextmanager
+def resting() -> Iterator[None]:
+    """All is given back again and again meanwhile."""
     ended = threading.Event()
 
     def give_back() -> None:
         while not ended.is_set():
             kernels.give_back()
 
-    resting = threading.Thread(target=give_back)
-    resting.start()
+    thread = threading.Thread(target=give_back)
+    thread.start()
     try:
-        for _ in range(50):
-            check_search(queries, keys)
+        yield
     finally:
         ended.set()
-        resting.join()
+        thread.join()
+
+
+def test_nothing_is_given_back_under_a_search() -> None:
+    """A server that comes to rest frees what a search that begins just then calculates in."""
+    queries, keys = drawn(ROWS)
+    with resting():
+        for _ in range(50):
+            check_search(queries, keys)
+
+
+@pytest.mark.parametrize("dim", [DIM, 160], ids=["panels", "rows"])
+def test_nothing_is_given_back_under_products_with_centroids(dim: int) -> None:
+    """A server that comes to rest frees what upkeep calculates in: it crashes, or reads another's memory."""
+    rng = np.random.default_rng(0)
+    queries, centroids = normal(rng, 4, dim).float32(), normal(rng, MANY_ROWS, dim).float32()
+    wanted = queries @ centroids.T
+    with resting():
+        for _ in range(20):
+            np.testing.assert_allclose(multiply_centroids(queries, centroids), wanted, atol=1e-3)

@@ -155,3 +155,26 @@ def test_who_is_forked_during_a_search_can_search() -> None:
             thread.join()
         """
     )
+
+
+def test_the_number_of_threads_may_change_during_a_search() -> None:
+    """Who opens a second memory in a process breaks what the first one finds, or ends it."""
+    run(
+        """
+        is_over = threading.Event()
+
+        def changing():
+            while not is_over.is_set():
+                for threads in (1, 2, 3):
+                    kernels.use_threads(threads)
+
+        thread = threading.Thread(target=changing)
+        thread.start()
+        try:
+            for _ in range(20):
+                search()
+        finally:
+            is_over.set()
+            thread.join()
+        """
+    )

@@ -153,7 +153,7 @@ class Pool {
 
 std::mutex pool_mutex;  // one call at a time has the threads; another one that comes meanwhile does without
 Pool* pool = nullptr;
-int wanted_threads = 1;
+std::atomic<int> wanted_threads{1};  // calls read it while somebody else may set it
 
 constexpr int64_t SHARED_WORK = 400'000;  // multiply-adds below which waking a thread costs more than it saves
 
@@ -486,6 +486,7 @@ void rc_accumulate(const float* rows, const int64_t* assigned, int64_t n, int32_
 
 void rc_multiply_centroids(const float* queries, int64_t n, const float* centroids, int32_t lists, int32_t dim,
                            float* products) {
+    const Calling call(calling);
     best_isa().multiply_centroids(queries, n, centroids, lists, dim, products);
 }
 

@@ -78,6 +78,10 @@ test: $(DEV_STAMP)  ## run the tests, all but the slow ones
 test-slow: $(DEV_STAMP)  ## run the slow tests
 	@$(PY) -m pytest -m slow $(ARGS)
 
+.PHONY: test-sanitized
+test-sanitized: $(DEV_STAMP)  ## run what uses the kernels with sanitizers, ARGS="address thread" or one of them (an hour)
+	@$(PY) -m tests.sanitized $(ARGS)
+
 .PHONY: test-oldest
 test-oldest: .venv-oldest/.installed  ## run the tests with the oldest versions that pyproject.toml allows (gigabytes; 10 minutes)
 	@$(call TEST_WITH,oldest)
@@ -165,7 +169,7 @@ checkpoint: $(RUN_STAMP)  ## train again the checkpoint that the demo starts fro
 .PHONY: clean
 clean:  ## remove caches and build outputs; .venv stays
 	rm -rf service/recollect_server/engine/_native*.so client/recollect/_native*.so $(KERNELS_STAMP)
-	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist .sanitized .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find client service model tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- environments ----

@@ -9,13 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 import recollect._rounding as rounding
-from recollect_server.domain.arrays import DenseArray, from_float32
-from recollect_server.domain.spec import Dtype
+from recollect_server.domain import int8_rows
+from recollect_server.domain.arrays import DenseArray, Raw, RowBytes, from_float32
+from recollect_server.domain.spec import STEP_BYTES, Dtype, ValueDtype
 from recollect_server.engine import codes, kernel_lists, kernel_rows, kernels
 from recollect_server.engine.codes import Codes, Margin
 from recollect_server.engine.kernel_lists import Lists, Probing, multiply_centroids
 from tests.property.exact_arrays import Exact
-from tests.unit.server.scanned_keys import Float64, check, in_64, scanned
+from tests.unit.server.scanned_keys import Float64, check, in_64, scanned, spec_of
 
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 47, 48, 49, 64, 100, 130)
 """Of queries: around what is done at a time, and where rounded products begin."""
@@ -49,6 +50,17 @@ def draw(exact: Exact, *shape: int, dtype: Dtype = Dtype.FLOAT32) -> DenseArray:
 
 def some_dtype(exact: Exact) -> Dtype:
     return list(Dtype)[exact.rng.integers(3)]
+
+
+def some_values(
+    exact: Exact, *shape: int, of_keys: Dtype
+) -> tuple[Raw | RowBytes, Dtype | ValueDtype, Float64]:
+    """As they are stored beside keys of a dtype, in what, and in float64."""
+    if exact.rng.random() < 0.5:
+        values = draw(exact, *shape, dtype=of_keys)
+        return values.raw, of_keys, in_64(values)
+    rows = exact.of(int8_rows.pack(draw(exact, *shape).float32()))
+    return rows, ValueDtype.INT8, int8_rows.unpack(rows).astype(np.float64)
 
 
 def some_dim(exact: Exact) -> int:
@@ -103,16 +115,14 @@ def attend(exact: Exact) -> None:
     """Values of some slots."""
     rng, dim, (heads, count) = exact.rng, some_dim(exact), exact.rng.integers(1, (4, 150)).tolist()
     top_k, rows = int(rng.choice([1, 2, 17, 64, 70])), int(rng.choice(ROWS))
-    values, scores = (
-        draw(exact, heads, rows, dim, dtype=some_dtype(exact)),
-        draw(exact, heads, count, top_k).float32(),
-    )
+    values, dtype, values_in_64 = some_values(exact, heads, rows, dim, of_keys=some_dtype(exact))
+    scores = draw(exact, heads, count, top_k).float32()
     slots = some_slots(exact, scores.shape, rows)
     output, lse = draw(exact, heads, count, dim).float32(), draw(exact, heads, count).float32()
-    kernels.attend(scores, slots, values.raw, dtype=values.dtype, scale=0.5, output=output, lse=lse)
+    kernels.attend(scores, slots, values, dtype=dtype, scale=0.5, output=output, lse=lse)
     weights, wanted = softmax(0.5 * scores.astype(np.float64), slots)
     np.testing.assert_allclose(lse, wanted, atol=1e-4)
-    chosen = np.einsum("hnk,hnkd->hnd", weights, of_slots(in_64(values), slots))
+    chosen = np.einsum("hnk,hnkd->hnd", weights, of_slots(values_in_64, slots))
     np.testing.assert_allclose(output, chosen, atol=1e-4)
 
 
@@ -121,7 +131,8 @@ def attend_backward(exact: Exact) -> None:
     rng, (heads, count) = exact.rng, exact.rng.integers(1, (4, 150)).tolist()
     dim, value_dim, dtype = some_dim(exact), some_dim(exact), some_dtype(exact)
     rows, top_k = int(rng.choice(ROWS)), int(rng.choice([1, 2, 17]))
-    keys, values = (draw(exact, heads, rows, each, dtype=dtype) for each in (dim, value_dim))
+    keys = draw(exact, heads, rows, dim, dtype=dtype)
+    values, of_values, values_in_64 = some_values(exact, heads, rows, value_dim, of_keys=dtype)
     queries, grads = draw(exact, heads, count, dim).float32(), draw(exact, heads, count, value_dim).float32()
     grad_lse = draw(exact, heads, count).float32() if rng.random() < 0.5 else None
     slots = some_slots(exact, (heads, count, top_k), rows)
@@ -129,13 +140,13 @@ def attend_backward(exact: Exact) -> None:
         queries,
         slots,
         keys.raw,
-        values.raw,
-        dtype=dtype,
+        values,
+        spec=spec_of(of_values, dtype),
         scale=0.1,
         grad_output=grads,
         grad_lse=grad_lse,
     )
-    k, v = of_slots(in_64(keys), slots), of_slots(in_64(values), slots)
+    k, v = of_slots(in_64(keys), slots), of_slots(values_in_64, slots)
     weights, _ = softmax(0.1 * np.einsum("hnd,hnkd->hnk", queries.astype(np.float64), k), slots)
     of_output = np.einsum("hnd,hnkd->hnk", grads.astype(np.float64), v)
     shared = (weights * of_output).sum(axis=-1) - (0 if grad_lse is None else grad_lse)
@@ -144,15 +155,19 @@ def attend_backward(exact: Exact) -> None:
 
 
 def gather(exact: Exact) -> None:
-    """Rows as they are, and as float32; sums of rows."""
+    """Rows as they are, as float32 and as another dtype; as integers, and those; sums of rows."""
     count, rows, dim, dtype = int(exact.rng.integers(1, 3000)), 50, some_dim(exact), some_dtype(exact)
     source, slots = draw(exact, rows, dim, dtype=dtype), some_slots(exact, (count,), rows)
-    same, wide = exact.empty((count, dim), source.raw.dtype), draw(exact, count, dim).float32()
-    kernels.gather(source.raw, slots, same.view(source.raw.dtype), dtype=dtype)
-    kernels.gather(source.raw, slots, wide, dtype=dtype)
     wanted = np.where(slots[:, None] >= 0, source.float32()[slots], 0)
-    np.testing.assert_array_equal(wide, wanted)
-    np.testing.assert_array_equal(DenseArray(same.view(source.raw.dtype), dtype).float32(), wanted)
+    for to_dtype in Dtype:
+        into = draw(exact, count, dim, dtype=to_dtype)
+        kernels.gather(source.raw, slots, into.raw, dtype=dtype, to_dtype=to_dtype)
+        np.testing.assert_array_equal(into.raw, from_float32(wanted, to_dtype).raw)
+    packed = kernels.to_int8(source)
+    np.testing.assert_array_equal(packed, int8_rows.pack(source.float32()))
+    wide = draw(exact, count, dim).float32()
+    kernels.gather(packed, slots, wide, dtype=ValueDtype.INT8, to_dtype=Dtype.FLOAT32)
+    np.testing.assert_array_equal(wide, np.where(slots[:, None] >= 0, int8_rows.unpack(packed)[slots], 0))
     sums, counts = exact.of(np.zeros((rows, dim))), exact.of(np.zeros(rows, np.int64))
     kernels.accumulate(wide, slots, sums, counts)
     np.testing.assert_array_equal(counts, np.bincount(slots[slots >= 0], minlength=rows))
@@ -164,20 +179,24 @@ def attend_rows(exact: Exact) -> None:
     rng, dtype, query_dtype = exact.rng, some_dtype(exact), some_dtype(exact)
     dim, value_dim, (heads, count) = some_dim(exact), some_dim(exact), rng.integers(1, (4, 70)).tolist()
     sizes = rng.choice(ROWS, rng.integers(1, 5)).tolist()
-    banks = [[draw(exact, heads, rows, each, dtype=dtype) for each in (dim, value_dim)] for rows in sizes]
+    keys_of = [draw(exact, heads, rows, dim, dtype=dtype) for rows in sizes]
+    of_values = exact.rng.choice([0, 1])  # all banks of a namespace are alike
+    drawn = [draw(exact, heads, rows, value_dim, dtype=dtype) for rows in sizes]
+    packed = [exact.of(int8_rows.pack(values.float32())) for values in drawn]
+    values_of = [int8_rows.unpack(rows) for rows in packed] if of_values else [v.float32() for v in drawn]
+    stored: Sequence[Raw | RowBytes] = packed if of_values else [values.raw for values in drawn]
     live = [parts_of(exact, rows) if rng.random() < 0.8 else [] for rows in sizes]
-    queries = draw(exact, len(banks), heads, count, dim, dtype=query_dtype)
-    places = [kernel_rows.Place.of(keys.raw, values.raw) for keys, values in banks]
+    queries = draw(exact, len(sizes), heads, count, dim, dtype=query_dtype)
+    places = [kernel_rows.Place.of(keys.raw, rows) for keys, rows in zip(keys_of, stored, strict=True)]
     output, lse, slots = kernel_rows.attend_rows(
         queries.raw,
         [kernel_rows.Row(*row) for row in zip(places, live, strict=True)],
         query_dtype=query_dtype,
-        dtype=dtype,
-        value_dim=value_dim,
+        spec=spec_of(ValueDtype.INT8 if of_values else dtype, dtype, value_dim=value_dim),
         top_k=int(rng.choice([1, 5, 40])),
         scale=0.3,
     )
-    for row, (keys, values) in enumerate(banks):
+    for row, (keys, values) in enumerate(zip(keys_of, values_of, strict=True)):
         asked, found = queries.row(row), slots[row]
         scores = np.einsum("hnd,hnkd->hnk", in_64(asked), of_slots(in_64(keys), found))
         if live[row]:
@@ -188,7 +207,7 @@ def attend_rows(exact: Exact) -> None:
             assert (found == -1).all()
         weights, wanted = softmax(0.3 * scores, found)
         np.testing.assert_allclose(lse[row], wanted, atol=1e-3)
-        chosen = np.einsum("hnk,hnkd->hnd", weights, of_slots(in_64(values), found))
+        chosen = np.einsum("hnk,hnkd->hnd", weights, of_slots(values.astype(np.float64), found))
         np.testing.assert_allclose(output[row], chosen, atol=1e-3)
 
 
@@ -311,6 +330,9 @@ def convert(exact: Exact) -> None:
         ("rc_to_bfloat16", numbers, brains),
     ):
         getattr(library, name)(source.ctypes.data, size, into.ctypes.data)
+    rows = exact.empty((1, size + STEP_BYTES), np.uint8)
+    assert library.rc_to_int8(numbers.ctypes.data, 1, size, rows.ctypes.data)
+    np.testing.assert_array_equal(rows, int8_rows.pack(numbers[None]))
     np.testing.assert_array_equal(halves, numbers.astype(np.float16))
     np.testing.assert_array_equal(wide, halves.astype(np.float32))
     np.testing.assert_array_equal(brains, from_float32(numbers, Dtype.BFLOAT16).raw)

@@ -464,6 +464,7 @@ void rc_gather(const void* from, const int64_t* slots, int64_t n, int64_t row_by
 
 void rc_gather_as(const void* from, int32_t dtype, const int64_t* slots, int64_t n, int32_t dim, int32_t to_dtype,
                   void* rows) {
+    const Calling call(calling);
     const Isa& isa = best_isa();
     run(divided(n, GATHERED_ROWS), n * dim * 16, [&](int64_t task) {
         const int64_t first = task * GATHERED_ROWS;
@@ -472,6 +473,7 @@ void rc_gather_as(const void* from, int32_t dtype, const int64_t* slots, int64_t
 }
 
 void rc_to_int8(const void* rows, int32_t dtype, int64_t n, int32_t dim, void* to) {
+    const Calling call(calling);
     const Isa& isa = best_isa();
     run(divided(n, GATHERED_ROWS), n * dim * 16, [&](int64_t task) {
         const int64_t first = task * GATHERED_ROWS;

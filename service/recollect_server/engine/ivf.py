@@ -197,7 +197,7 @@ class InvertedFile:
             )
             yield from _in_turns(np.arange(1, count + 1) * self._work_of_codes(1, self.probes), left, ask)
         elif probing.order():
-            yield from _in_turns(self._work_of_lists(probing.offsets, dim), left, probing.ask)
+            yield from _in_turns(self._work_of_lists(probing.counts, dim), left, probing.ask)
         # Last, when there is something to compare them with.
         for part in common(self.pending, live):
             scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
@@ -326,8 +326,8 @@ class InvertedFile:
         lists, dim = self.centroids.shape
         return float(dim * (lists * CENTROID + nearest * self._typical * ALONE))
 
-    def _work_of_lists(self, offsets: Int64, dim: int) -> NDArray[np.float64]:
-        askers, sizes = np.diff(offsets), self._lists.sizes()
+    def _work_of_lists(self, askers: NDArray[np.int32], dim: int) -> NDArray[np.float64]:
+        sizes = self._lists.sizes()
         of_rows = sizes * (askers * (PRODUCT * dim + SELECT) + (askers > 0) * float(ROW * dim))
         cumulative: NDArray[np.float64] = np.cumsum(askers * float(PAIR) + of_rows)
         return cumulative

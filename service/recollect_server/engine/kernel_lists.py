@@ -19,9 +19,9 @@ Int32 = NDArray[np.int32]
 class _Probe(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("lists", "queries", "centroids", "radii", "keys")),
-        *((name, c_void_p) for name in ("chosen", "offsets", "askers")),
+        *((name, c_void_p) for name in ("chosen", "askers", "counts")),
         ("live", c_int64 * 4),
-        *((name, c_int32) for name in ("dim", "dtype", "nearest", "words")),
+        *((name, c_int32) for name in ("dim", "dtype", "nearest", "words", "query_words")),
         ("reach", c_float),
     )
 
@@ -94,11 +94,12 @@ class Probing:
 
     Attributes:
         chosen: The lists that each query chose beside, as bits: uint32 [N, L / 32, rounded up].
-        offsets: int64 [L + 1], into the askers.
-        askers: The queries int32 [...] that chose a list, by list; once `ask_nearest` has been done for all.
+        askers: The same the other way: the queries that chose each list, as bits, uint32 [L, N / 32], both
+            rounded up, to 32 the first; once `order` has been called.
+        counts: int32 [L], how many these are.
     """
 
-    __slots__ = ("_best", "_bound", "_held", "_lists", "askers", "chosen", "offsets")
+    __slots__ = ("_best", "_bound", "_held", "_lists", "askers", "chosen", "counts")
 
     def __init__(
         self,
@@ -115,12 +116,13 @@ class Probing:
         reach: float,
     ) -> None:
         (count, dim), words = queries.shape, -(-lists.count // 32)
+        query_words = -(-count // 32)
         self.chosen = np.zeros((count, words), dtype=np.uint32)
-        self.offsets = np.empty(lists.count + 1, dtype=np.int64)
-        self.askers = np.empty(0, dtype=np.int32)
+        self.askers = np.empty((32 * words, query_words), dtype=np.uint32)
+        self.counts = np.empty(lists.count, dtype=np.int32)
         self._best, self._lists = best, lists
         self._held = (queries, centroids, radii, keys)  # for as long as there are pointers to them
-        arrays = (queries, centroids, radii, keys, self.chosen, self.offsets, self.askers)
+        arrays = (queries, centroids, radii, keys, self.chosen, self.askers, self.counts)
         self._bound = _Probe(
             lists.handle,
             *map(address, arrays),
@@ -129,6 +131,7 @@ class Probing:
             DTYPES[dtype],
             nearest,
             words,
+            query_words,
             reach,
         )
 
@@ -139,12 +142,9 @@ class Probing:
 
     def order(self) -> int:
         """Puts what all queries chose into the order of lists; returns how many choices there are."""
-        chosen = (address(self.chosen), len(self.chosen), self._lists.count, address(self.offsets))
-        library().rc_count_askers(*chosen)
-        self.askers = np.empty(int(self.offsets[-1]), dtype=np.int32)
-        self._bound.askers = address(self.askers)
-        library().rc_askers(*chosen, address(self.askers))
-        return self.askers.size
+        count, lists = len(self.chosen), self._lists.count
+        library().rc_askers(address(self.chosen), count, lists, address(self.askers), address(self.counts))
+        return int(self.counts.sum())
 
     def ask(self, lists: slice) -> None:
         """These lists, by all that chose them."""

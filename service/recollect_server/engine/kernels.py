@@ -96,7 +96,6 @@ def library() -> ctypes.CDLL:
         "rc_lists_of": 2 * pointers,
         "rc_probe": (*2 * pointers, *2 * (c_int32,)),
         "rc_probe_nearest": (*2 * pointers, *2 * counts),
-        "rc_count_askers": (c_void_p, c_int64, c_int32, c_void_p),
         "rc_askers": (c_void_p, c_int64, c_int32, *2 * pointers),
         "rc_codes_put": (*pointers, *2 * counts, *pointers),
         "rc_codes_sums": (*2 * pointers, c_int64, c_void_p, c_int32, *2 * pointers),

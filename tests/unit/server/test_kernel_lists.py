@@ -128,9 +128,10 @@ def test_lists_out_of_reach_are_left_out(isa: str, threads: int, reach: float) -
     chosen = bits[:, : case.lists] == 1
     assert not (chosen & (far > reach + 1e-4)).any()
     assert probing.order() == chosen.sum()
-    for number in range(case.lists):
-        askers = probing.askers[probing.offsets[number] : probing.offsets[number + 1]]
-        assert askers.tolist() == np.flatnonzero(chosen[:, number]).tolist()
+    askers = np.unpackbits(probing.askers.view(np.uint8), axis=1, bitorder="little")
+    np.testing.assert_array_equal(askers[: case.lists, :60], chosen.T)
+    assert not askers[case.lists :].any()
+    np.testing.assert_array_equal(probing.counts, chosen.sum(axis=0))
     # Those that are within reach were chosen, or asked at once because they are the nearest.
     left = (far < reach - 1e-4) & ~chosen
     assert left.sum(axis=1).max() <= 4 + 2
@@ -197,3 +198,22 @@ def test_products_with_all_centroids(isa: str, count: int, lists: int, dim: int)
     queries, centroids = normal(rng, count, dim).float32(), normal(rng, lists, dim).float32()
     real = queries.astype(np.float64) @ centroids.astype(np.float64).T
     np.testing.assert_allclose(multiply_centroids(queries, centroids), real, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 8, 31, 32, 33, 512])
+@pytest.mark.parametrize("lists", [1, 31, 32, 33, 1024])
+def test_who_asks_a_list_is_who_chose_it(count: int, lists: int) -> None:
+    """Where few chose, or many did, a list is looked into for another query, or not at all."""
+    rng = np.random.default_rng(count)
+    for share in (0.0, 0.02, 0.3, 1.0):
+        chosen = rng.random((count, lists)) < share
+        padded = np.zeros((count, -(-lists // 32) * 32), np.uint8)
+        padded[:, :lists] = chosen
+        bits = np.packbits(padded, axis=1, bitorder="little").view(np.uint32)
+        askers = np.full((padded.shape[1], -(-count // 32)), 0xFFFFFFFF, np.uint32)
+        counts = np.full(lists, -1, np.int32)
+        kernels.library().rc_askers(bits.ctypes.data, count, lists, askers.ctypes.data, counts.ctypes.data)
+        found = np.unpackbits(askers.view(np.uint8), axis=1, bitorder="little")
+        np.testing.assert_array_equal(found[:lists, :count], chosen.T)
+        assert found.sum() == chosen.sum()
+        np.testing.assert_array_equal(counts, chosen.sum(axis=0))

@@ -64,6 +64,7 @@ struct Isa {
                  int64_t end);
     void (*probe)(const RcProbe&, const RcBest& best, int32_t first_list, int32_t last_list);
     void (*probe_nearest)(const RcProbe&, const RcBest& best, int64_t first, int64_t last);
+    void (*askers)(const uint32_t* chosen, int64_t n, int32_t lists, uint32_t* askers, int32_t* counts);
     // Ends with what is best: see rc_finish. `push_all` takes the candidates of another set.
     void (*finish)(const RcBest& best, int64_t first, int64_t last, float* scores, int64_t* slots);
     void (*push_all)(const RcBest& best, const RcBest& from, int64_t query);

@@ -133,19 +133,19 @@ struct RcProbe {
     const float* radii;                // [words * 32], of the lists; above 0
     const void* keys;                  // slot 0
     uint32_t* chosen;                  // [N, words]: bits of the lists that each query chose, 0 at first
-    const int64_t* offsets;            // [lists + 1] into askers
-    const int32_t* askers;             // queries, by list
+    const uint32_t* askers;            // [words * 32, query_words]: the same, bits of the queries that chose each list
+    const int32_t* counts;             // [lists], of askers
     int64_t live[4];                   // begin, end, begin, end
     int32_t dim, dtype;
     int32_t nearest, words;            // how many lists are asked singly; lists / 32, rounded up
+    int32_t query_words;               // N / 32, rounded up
     float reach;                       // infinite: all are chosen
 };
 
 // The first part, of some queries.
 void rc_probe_nearest(const RcProbe* probe, const RcBest* best, int64_t first_query, int64_t last_query);
-// From what N queries chose: offsets [lists + 1] of their numbers in order of lists; then these numbers, askers.
-void rc_count_askers(const uint32_t* chosen, int64_t n, int32_t lists, int64_t* offsets);
-void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* offsets, int32_t* askers);
+// From what N queries chose, who chose each list: askers, and how many they are. No bit beyond `lists` is set.
+void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, uint32_t* askers, int32_t* counts);
 // The second part, of some lists.
 void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int32_t last_list);
 

@@ -392,7 +392,7 @@ void rc_probe(const RcProbe* probe, const RcBest* best, int32_t first_list, int3
     const Isa& isa = best_isa();
     int64_t work = 0;
     for (int32_t l = first_list; l < last_list; ++l)
-        work += (probe->offsets[l + 1] - probe->offsets[l] + 8) * probe->lists->lists[l].size() * probe->dim;
+        work += (probe->counts[l] + int64_t{8}) * probe->lists->lists[l].size() * probe->dim;
     if (wanted_threads <= 1 || work < SHARED_WORK) {
         isa.probe(*probe, *best, first_list, last_list);
         return;
@@ -546,27 +546,8 @@ void rc_lists_of(const RcLists* lists, int32_t* of_slot) {
     for (size_t slot = 0; slot < lists->of_slot.size(); ++slot) of_slot[slot] = lists->of_slot[slot];
 }
 
-}  // extern "C"
-
-template <class Call>
-static void each_choice(const uint32_t* chosen, int64_t n, int32_t lists, const Call& call) {
-    const int64_t words = divided(lists, 32);
-    for (int64_t q = 0; q < n; ++q)
-        for (int64_t w = 0; w < words; ++w)
-            for (uint32_t bits = chosen[q * words + w]; bits; bits &= bits - 1) call(q, w * 32 + __builtin_ctz(bits));
-}
-
-extern "C" {
-
-void rc_count_askers(const uint32_t* chosen, int64_t n, int32_t lists, int64_t* offsets) {
-    std::fill(offsets, offsets + lists + 1, 0);
-    each_choice(chosen, n, lists, [&](int64_t, int64_t list) { ++offsets[list + 1]; });
-    for (int32_t l = 0; l < lists; ++l) offsets[l + 1] += offsets[l];
-}
-
-void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, const int64_t* offsets, int32_t* askers) {
-    std::vector<int64_t> next(offsets, offsets + lists);
-    each_choice(chosen, n, lists, [&](int64_t q, int64_t list) { askers[next[list]++] = static_cast<int32_t>(q); });
+void rc_askers(const uint32_t* chosen, int64_t n, int32_t lists, uint32_t* askers, int32_t* counts) {
+    best_isa().askers(chosen, n, lists, askers, counts);
 }
 
 // ---- codes ----

@@ -79,7 +79,7 @@ test-slow: $(DEV_STAMP)  ## run the slow tests
 	@$(PY) -m pytest -m slow $(ARGS)
 
 .PHONY: test-sanitized
-test-sanitized: $(DEV_STAMP)  ## run what uses the kernels with sanitizers, ARGS="address thread" or one of them (an hour)
+test-sanitized: $(DEV_STAMP)  ## run what uses the kernels with sanitizers, or ARGS=address or ARGS=thread (half an hour)
 	@$(PY) -m tests.sanitized $(ARGS)
 
 .PHONY: test-oldest

@@ -78,9 +78,12 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def memories(client: recollect.Client, rng: np.random.Generator) -> Memories:
-    """Makes namespaces together with their oracles."""
-    return Memories(client, rng)
+def memories(client: recollect.Client, rng: np.random.Generator) -> Iterator[Memories]:
+    """Makes namespaces together with their oracles. They go in the end: a server takes so many."""
+    made = Memories(client, rng)
+    yield made
+    for name in made.names:
+        client.delete_namespace(name, missing_ok=True)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -171,6 +171,7 @@ class Memories:
 
     client: recollect.Client
     rng: np.random.Generator
+    names: list[str] = field(default_factory=list)
 
     def __call__(
         self,
@@ -197,6 +198,7 @@ class Memories:
             value_dtype=value_dtype,
             index=index,
         )
+        self.names.append(ns.name)
         oracle = OracleMemory(
             heads=heads, key_dim=key_dim, value_dim=value_dim, capacity=capacity, dtype=dtype
         )

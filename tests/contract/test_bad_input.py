@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
@@ -63,9 +63,11 @@ class Target:
 
 
 @pytest.fixture
-def target(raw: Raw) -> Target:
-    """A namespace of the server."""
-    return Target(raw)
+def target(raw: Raw) -> Iterator[Target]:
+    """A namespace of the server, as long as the test takes: a server takes so many."""
+    made = Target(raw)
+    yield made
+    raw("DeleteNamespace", pb.DeleteNamespaceRequest(name=made.name, missing_ok=True))
 
 
 def check_refused(target: Target, method: str, spoilt: Spoilt) -> None:

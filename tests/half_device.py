@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recollect_server.domain.arrays import DenseArray
+from recollect_server.domain.arrays import DenseArray, Float32
 from recollect_server.domain.ports import Attention, Device, Hits, IndexState, Store
-from recollect_server.domain.spec import IndexChoice, NamespaceSpec
+from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps
 from recollect_server.engine.row_by_row import RowByRow
 
@@ -30,6 +30,10 @@ class HalfDevice:
         """See `Device.store`."""
         self.made.append(spec)
         return HalfStore(self._real.store(spec), spec.index)
+
+    def narrowed(self, values: Float32, dtype: Dtype) -> DenseArray:
+        """See `Device.narrowed`."""
+        return self._real.narrowed(values, dtype)
 
 
 class HalfStore(RowByRow):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from recollect_server.application.request_ids import AnsweredRequests
+from recollect_server.domain.arrays import DenseArray, Float32
 from recollect_server.domain.errors import NamespaceNotFoundError
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ports import Clock, Device
 from recollect_server.domain.registry import NamespaceRecord
+from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps, kept, run_through
 from recollect_server.domain.usage import Usage
 
@@ -90,6 +92,10 @@ class Memories:
         self._held[key] = _Held(record, memory)
         self._namespaces[record.tenant] = self._namespaces.get(record.tenant, 0) + 1
         return memory
+
+    def narrowed(self, values: Float32, dtype: Dtype) -> DenseArray:
+        """See `Device.narrowed`."""
+        return self._device.narrowed(values, dtype)
 
     def peek(self, record: NamespaceRecord) -> NamespaceMemory | None:
         """The namespace's memory if there is one; from any thread, to look at and not to change."""

@@ -29,7 +29,7 @@ from recollect_server.application.pairs import OFFSET_BYTES, RowHits, hit_bytes,
 from recollect_server.application.queries import as_stored
 from recollect_server.application.room import Adding, require_room
 from recollect_server.domain import validation, work
-from recollect_server.domain.arrays import DenseArray, from_float32
+from recollect_server.domain.arrays import DenseArray
 from recollect_server.domain.bank import Bank, attend_rows, grow_together
 from recollect_server.domain.errors import InvalidArgumentError, SequenceNotReachedError
 from recollect_server.domain.eviction import Everything, as_text
@@ -212,7 +212,7 @@ class Memory:
                 if bank is not None:
                     ids[row] = bank.ids(attention.slots[row])
         return Attended(
-            output=from_float32(attention.output, spec.dtype),
+            output=self._memories.narrowed(attention.output, spec.dtype),
             lse=attention.lse,
             ids=ids,
             next_sequences=_reached(memory, command),
@@ -255,7 +255,7 @@ class Memory:
                 grad_output=command.grad_output.row(row),
                 grad_lse=None if command.grad_lse is None else command.grad_lse[row],
             )
-        return from_float32(gradient, command.queries.dtype)
+        return self._memories.narrowed(gradient, spec.dtype)
 
     def evict(self, namespace: Namespace, command: Evict) -> Steps[int]:
         """Removes entries; returns how many.

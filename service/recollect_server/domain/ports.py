@@ -9,7 +9,7 @@ from typing import Protocol
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.identity import Principal
 from recollect_server.domain.ring import Write
-from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import Steps
 
 
@@ -192,6 +192,10 @@ class Device(Protocol):
 
     def store(self, spec: NamespaceSpec) -> Store:
         """An empty store for one bank of a namespace."""
+        ...
+
+    def narrowed(self, values: Float32, dtype: Dtype) -> DenseArray:
+        """As `arrays.from_float32`, which is NumPy's and takes one number after the other."""
         ...
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import os
 
+import numpy as np
+
+from recollect_server.domain.arrays import DenseArray, Float32, from_float32
 from recollect_server.domain.ports import Store
-from recollect_server.domain.spec import NamespaceSpec
+from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.engine import faiss_cpu, kernels
 from recollect_server.engine.faiss_store import FaissStore
 from recollect_server.engine.kernel_store import KernelStore
+
+FEWEST = 4096
+"""Numbers; of fewer, NumPy's own conversion takes less time than a call of the kernels."""
 
 log = logging.getLogger(__name__)
 
@@ -43,3 +49,10 @@ class CpuDevice:
         if self._compiled:
             return KernelStore(spec)
         return FaissStore(spec, self._searcher)
+
+    def narrowed(self, values: Float32, dtype: Dtype) -> DenseArray:
+        """See `Device.narrowed`."""
+        if not self._compiled or values.size < FEWEST or dtype is Dtype.FLOAT32:
+            return from_float32(values, dtype)
+        rows = np.ascontiguousarray(values)
+        return DenseArray(kernels.converted(rows, dtype=Dtype.FLOAT32, to_dtype=dtype), dtype)

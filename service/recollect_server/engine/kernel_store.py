@@ -335,9 +335,7 @@ def _widened(queries: Raw, dtype: Dtype) -> Float32:
     """Queries [n, D], contiguous, in float32; a view where they are so already."""
     if dtype is Dtype.FLOAT32:
         return to_float32(queries, dtype)
-    into = np.empty(queries.shape, dtype=np.float32)
-    kernels.gather(queries, np.arange(len(queries)), into, dtype=dtype, to_dtype=Dtype.FLOAT32)
-    return into
+    return to_float32(kernels.converted(queries, dtype=dtype, to_dtype=Dtype.FLOAT32), Dtype.FLOAT32)
 
 
 def _blocks(heads: int, queries: int) -> Iterator[tuple[slice, slice]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowBytes
+from recollect_server.domain.arrays import RAW_TYPES, DenseArray, Float32, Int64, Raw, RowBytes
 from recollect_server.domain.spec import STEP_BYTES, Dtype, NamespaceSpec, ValueDtype
 
 log = logging.getLogger(__name__)
@@ -326,6 +326,15 @@ def gather(
     library().rc_gather_as(
         address(rows), DTYPES[dtype], places, slots.size, dim, DTYPES[to_dtype], address(into)
     )
+
+
+def converted(rows: Raw, *, dtype: Dtype, to_dtype: Dtype) -> Raw:
+    """Rows [..., D], contiguous, in another dtype; float32 is rounded to the nearest, ties to even."""
+    into: Raw = np.empty(rows.shape, RAW_TYPES[to_dtype])
+    dim = rows.shape[-1]
+    slots = np.arange(math.prod(rows.shape[:-1]))
+    gather(rows.reshape(-1, dim), slots, into.reshape(-1, dim), dtype=dtype, to_dtype=to_dtype)
+    return into
 
 
 def to_int8(values: DenseArray) -> RowBytes:

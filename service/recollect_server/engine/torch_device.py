@@ -86,6 +86,10 @@ class TorchDevice:
         rule = self._index or IndexRule(index=spec.index.value, recall=spec.recall)
         return TorchStore(spec, self._device, self._choice, index=rule)
 
+    def narrowed(self, values: Float32, dtype: Dtype) -> DenseArray:
+        """See `Device.narrowed`."""
+        return _download(torch.from_numpy(values).to(TORCH_TYPES[dtype]), dtype)
+
 
 class TorchStore(NoUpkeep):
     """Implements the `Store` port: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart.

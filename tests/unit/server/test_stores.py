@@ -370,3 +370,15 @@ def test_both_attentions_are_one() -> None:
         np.testing.assert_allclose(one, np.asarray(other), atol=1e-6)
     assert not outputs[0][0][2].any()
     assert np.isneginf(outputs[0][1][2])
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (1, 4096, 1), (3, 50, 65), (1, 2, 3, 4, 512)])
+def test_narrowed_is_as_numpy_rounds(device: Device, dtype: Dtype, shape: tuple[int, ...]) -> None:
+    """An output or a gradient is another one where there is much of it, or on another device."""
+    rng = np.random.default_rng(6)
+    values = (rng.standard_normal(shape) * 10.0 ** rng.integers(-9, 4, size=shape)).astype(np.float32)
+    for given in (values, np.ascontiguousarray(values.swapaxes(0, 1)).swapaxes(0, 1)):
+        came = device.narrowed(given, dtype)
+        assert came.dtype is dtype
+        np.testing.assert_array_equal(came.raw, from_float32(values, dtype).raw)

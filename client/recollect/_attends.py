@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Generic, cast
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def joined(attends: Sequence[Attend[A]]) -> Attend[A]:
     sequences = [sequence for each in attends for sequence in each.read.min_sequences]
     return Attend(
         replace(first.read, streams=streams, min_sequences=sequences),
-        np.concatenate([each.wire for each in attends]),
+        cast("Wire | Rows", np.concatenate([each.wire for each in attends])),
         first.options,
     )
 

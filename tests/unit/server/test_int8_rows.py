@@ -88,7 +88,8 @@ def test_every_size_is_narrowed_to_the_nearest(isa: str, dtype: Dtype) -> None:
     edges = edges[np.isfinite(edges)].astype(np.float32)
     middles = edges[:-1] / 2 + edges[1:] / 2  # exact: ties
     beyond = np.array([65519.99, 65520, 65536, 1e30, -1e30], np.float32)
-    numbers = np.concatenate([any_size[np.isfinite(any_size)], edges, middles, beyond])
+    parts = (any_size[np.isfinite(any_size)], edges, middles, beyond)
+    numbers: Float32 = np.concatenate(parts, dtype=np.float32)
     for dim in (1, 37, 64):
         rows = numbers[: len(numbers) // dim * dim].reshape(-1, dim)
         into = np.empty(rows.shape, RAW_TYPES[dtype])

@@ -75,7 +75,7 @@ class NamespaceView(Body):
                 value_dim=spec.value_dim,
                 capacity=spec.capacity,
                 dtype=spec.dtype.value,
-                value_dtype=(spec.value_dtype or spec.dtype).value,
+                value_dtype=spec.stored_values.value,
                 index=spec.index.value,
                 recall=spec.recall,
             ),

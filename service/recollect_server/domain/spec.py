@@ -91,6 +91,11 @@ class NamespaceSpec:
         return self.key_dim * self.dtype.itemsize_bytes
 
     @property
+    def stored_values(self) -> Dtype | ValueDtype:
+        """What the bits of values in store mean."""
+        return self.value_dtype or self.dtype
+
+    @property
     def value_bytes(self) -> int:
         """Bytes of one value in store."""
         if self.value_dtype is ValueDtype.INT8:

@@ -117,13 +117,13 @@ class CpuBuffers:
 
     def keys(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.keys`."""
-        stored = self._spec.dtype
-        return self._pairs(self._keys, slots, into, head, dim=self._spec.key_dim, dtype=stored)
+        spec = self._spec
+        return self._pairs(self._keys, slots, into, head, dim=spec.key_dim, dtype=spec.dtype)
 
     def values(self, slots: Int64, *, into: Raw | None = None, head: int | None = None) -> DenseArray:
         """See `Store.values`."""
-        stored = self._spec.value_dtype or self._spec.dtype
-        return self._pairs(self._values, slots, into, head, dim=self._spec.value_dim, dtype=stored)
+        spec = self._spec
+        return self._pairs(self._values, slots, into, head, dim=spec.value_dim, dtype=spec.stored_values)
 
     def _pairs(
         self,

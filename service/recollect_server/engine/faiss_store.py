@@ -86,10 +86,9 @@ class FaissStore(NoUpkeep, RowByRow, CpuBuffers):
         if not live:
             return Attention(output=output, lse=lse, slots=hits.slots)
         group, each = query_heads // self._spec.heads, work.gathered(top_k, self._spec.value_dim)
-        of_values = self._spec.value_dtype or self._spec.dtype
 
         def weigh(head: int, part: slice) -> None:
-            v = self._gather(self._values[head // group], hits.slots[head, part], of_values)  # [t, K, Dv]
+            v = self._gather(self._values[head // group], hits.slots[head, part], self._spec.stored_values)
             scaled = np.float32(scale) * hits.scores[head, part]
             output[head, part], lse[head, part] = attention_cpu.attend(scaled, v)
 
@@ -111,14 +110,13 @@ class FaissStore(NoUpkeep, RowByRow, CpuBuffers):
         query_heads, tokens, top_k = slots.shape
         group = query_heads // self._spec.heads
         each = work.gathered(top_k, self._spec.key_dim + self._spec.value_dim)
-        of_values = self._spec.value_dtype or self._spec.dtype
 
         def derive(head: int, part: slice) -> None:
             chosen = slots[head, part]
             gradient[head, part] = attention_cpu.attend_backward(
                 q[head, part],
                 self._gather(self._keys[head // group], chosen, self._spec.dtype),
-                self._gather(self._values[head // group], chosen, of_values),
+                self._gather(self._values[head // group], chosen, self._spec.stored_values),
                 present=chosen >= 0,
                 scale=scale,
                 grad_output=go[head, part],

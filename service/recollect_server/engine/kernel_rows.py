@@ -99,7 +99,7 @@ def attend_rows(
         room_of(top_k),
         DTYPES[query_dtype],
         DTYPES[spec.dtype],
-        DTYPES[spec.value_dtype or spec.dtype],
+        DTYPES[spec.stored_values],
         scale,
     )
     library().rc_attend_rows(ctypes.byref(bound), address(places))

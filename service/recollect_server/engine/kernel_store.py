@@ -140,7 +140,7 @@ class KernelStore(CpuBuffers):
             kernels.attend(
                 *found,
                 self._values[heads],
-                dtype=self._spec.value_dtype or self._spec.dtype,
+                dtype=self._spec.stored_values,
                 scale=scale,
                 output=output[heads, part],
                 lse=lse[heads, part],

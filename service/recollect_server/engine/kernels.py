@@ -300,7 +300,7 @@ def attend_backward(
         key_dim,
         grad_output.shape[2],
         DTYPES[spec.dtype],
-        DTYPES[spec.value_dtype or spec.dtype],
+        DTYPES[spec.stored_values],
         scale,
     )
     library().rc_attend_backward(ctypes.byref(bound))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,14 @@ import pytest
 from google.protobuf.message import Message
 
 from recollect.v1 import memory_pb2 as pb
-from recollect_server.domain.arrays import Float32, from_float32
+from recollect_server.domain.arrays import Float32, Raw, from_float32
 from recollect_server.domain.bank import Bank
 from recollect_server.domain.eviction import ByIds, Everything, Oldest, Selector
 from recollect_server.domain.ports import Device
 from recollect_server.domain.spec import Dtype, NamespaceSpec
 from recollect_server.domain.steps import run_through
 from recollect_server.domain.usage import Usage
-from recollect_server.engine import kernels, upkeep
+from recollect_server.engine import kernels, kmeans, upkeep
 from recollect_server.engine.cpu import CpuDevice
 from recollect_server.engine.cpu_buffers import CpuBuffers
 from recollect_server.engine.torch_device import TorchDevice, TorchStore
@@ -142,13 +142,14 @@ def test_what_an_index_is_trained_on_is_zeroed(turns: int, monkeypatch: pytest.M
     monkeypatch.setattr(upkeep, "STEP", 100_000)
     monkeypatch.setattr(upkeep, "SLICE", 200_000)
     copies: list[Float32] = []
-    fill = upkeep.Index._fill
 
-    def noted(self: upkeep.Index, sample: Float32, head: int) -> Generator[int, None, None]:
+    def noted(
+        sample: Float32, now: Callable[[], tuple[Raw, Sequence[slice]]], dtype: Dtype
+    ) -> Generator[int, None, None]:
         copies.append(sample)
-        return fill(self, sample, head)
+        return kmeans.fill(sample, now, dtype)
 
-    monkeypatch.setattr(upkeep.Index, "_fill", noted)
+    monkeypatch.setattr(upkeep, "fill", noted)
     made, bank = Mixture(), IndexedBank(3000)
     bank.add(bank.draw(made, 3000))
     for _ in range(4):

@@ -1,7 +1,8 @@
 """Inverted lists over the keys of one head: entries by nearest centroid, slots in place of copies of keys.
 
 Entries are put into lists in the background; until then they are pending, and every query is multiplied with
-them. So a write is searchable at once, and a file that lags behind is slower, not wrong.
+them. So a write is searchable at once, and a file that lags behind is slower, not wrong. Entries that fit
+into no list stay so (`strangers.py`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import codes, kernels
-from recollect_server.engine.costs import ALONE, CALL, CENTROID, PAIR, PRODUCT, ROW, SELECT
+from recollect_server.engine.costs import ALONE, CALL, CENTROID, PAIR, PRODUCT, ROW, SELECT, rows_in
 from recollect_server.engine.kernel_lists import Lists, Probing, multiply_centroids
+from recollect_server.engine.kmeans import lists_for
 from recollect_server.engine.ranges import Ranges, common
 from recollect_server.engine.reach import KEPT, Reach
+from recollect_server.engine.strangers import TOLD, Strangers
 
 NEAREST, NEAREST_MORE = 8, 256
 """Times top_k, or twice that and so many more: so many entries show how good a candidate has to be."""
@@ -32,6 +35,9 @@ TINY = np.finfo(np.float32).tiny
 MARGIN, CAUTION = 0.25, 0.65
 """Of what the asked recall leaves to chance, so much is kept in reserve: what is measured is a sample. Or
 so many standard errors, as of queries that are found or not, if that is more."""
+
+TOGETHER = 512
+"""Entries of which it is said whether they are strangers, at most."""
 
 LEAST = 0.05
 """Of what the asked recall leaves to chance: few queries may ask for no less."""
@@ -75,6 +81,7 @@ class InvertedFile:
         self._asked = 1  # the largest of these of late
         self._told: deque[int] = deque(maxlen=REMEMBERED)
         self._typical = entries / len(centroids)
+        self.strangers = Strangers(entries)
         self._codes = codes.Codes(centroids, slots) if centroids.shape[1] >= codes.DIM_MIN else None
 
     @property
@@ -100,6 +107,7 @@ class InvertedFile:
         """The entries of these slots are new."""
         self._lists.put(slots.start, np.full(slots.stop - slots.start, -1, dtype=np.int64))
         self.pending.add(slots)
+        self.strangers.slots.remove(slots)
         self.written += slots.stop - slots.start
 
     def moved(self, order: Int64 | None, slots: int) -> None:
@@ -112,14 +120,14 @@ class InvertedFile:
         lists = Lists(len(self.centroids), slots)
         assigned = self._lists.of_slots()[order].astype(np.int64)
         lists.put(0, assigned)
-        self._lists, self.pending = lists, Ranges()
+        self._lists, self.pending, self.strangers.slots = lists, Ranges(), Ranges()
         edges = np.flatnonzero(np.diff(np.concatenate([[0], assigned < 0, [0]]).astype(np.int8)))
         for first, last in edges.reshape(-1, 2).tolist():
             self.pending.add(slice(first, last))
 
-    def assign(self, keys: Raw, dtype: Dtype, most: int) -> int:
-        """Puts at most `most` pending entries of keys [slots, D] into lists; returns what that took."""
-        part = self.pending.take(most)
+    def assign(self, keys: Raw, dtype: Dtype, *, step: int) -> int:
+        """Puts some pending entries of keys [slots, D] into lists, in one step; returns what that took."""
+        part = self.pending.take(min(TOGETHER, rows_in(step, self.centroids.size)))
         best = kernels.Best(part.stop - part.start, 1)
         kernels.scan(
             best,
@@ -130,14 +138,33 @@ class InvertedFile:
             rows=slice(0, len(self.centroids)),
             bias=self._half_norms,
         )
-        assigned = np.ascontiguousarray(best.ordered()[1][:, 0])
+        scores, lists = best.ordered()
+        took = int((part.stop - part.start + work.READ_AS_QUERIES) * self.centroids.size)
+        if self._are_strangers(keys[part], dtype, scores[:, 0], lists[:, 0]):
+            self.strangers.slots.add(part)
+            return took
+        assigned = np.ascontiguousarray(lists[:, 0])
         self._lists.put(part.start, assigned)
         if self._codes is not None:
             self._codes.put(part.start, assigned, keys, dtype)
         sizes = self._lists.sizes().astype(np.float64)
         # Of the lists that hold an entry: larger ones hold more of them, and more of what is asked for.
         self._typical = float((sizes**2).sum() / max(1.0, sizes.sum()))
-        return int((part.stop - part.start + work.READ_AS_QUERIES) * self.centroids.size)
+        return took
+
+    def _are_strangers(self, keys: Raw, dtype: Dtype, scores: Float32, lists: Int64) -> bool:
+        """Whether keys [n, D] are, of nearest lists [n] and products with those less half their norms [n]."""
+        some = slice(None, None, max(1, len(keys) // TOLD))
+        sampled = to_float32(keys[some], dtype).astype(np.float64)
+        squares = np.maximum(np.einsum("nd,nd->n", sampled, sampled) - 2 * scores[some], 0)
+        distances = np.sqrt(squares) / self._radii[lists[some]]
+        return self.strangers.are(distances, of=len(keys))
+
+    def is_worn(self, entries: int) -> bool:
+        """Whether other lists would be better for so many entries, or for those that there are now."""
+        lists, wanted = len(self.centroids), lists_for(entries)
+        drifted = self.probes > 2 * self.probes_at_first + 2 and self.written > self.trained_on // 2
+        return wanted >= 2 * lists or 4 * wanted <= lists or drifted or self.strangers.are_many(entries)
 
     def search_work(self, queries: int, entries: int, *, probes: int | None = None) -> int:
         """What a search takes, in multiply-adds; or would take, if it looked into so many lists."""
@@ -148,8 +175,8 @@ class InvertedFile:
             if self._codes
             else self._work_of_keys(queries, entries, probes)
         )
-        pending = work.searched(queries, len(self.pending), dim) * bool(self.pending)
-        return int(CALL + queries * each + chosen + pending)
+        outside = len(self.pending) + len(self.strangers.slots)
+        return int(CALL + queries * each + chosen + work.searched(queries, outside, dim) * (outside > 0))
 
     def _work_of_keys(self, queries: int, entries: int, probes: int) -> float:
         """Of looking into the lists that are chosen, where keys are read."""
@@ -199,7 +226,7 @@ class InvertedFile:
         elif probing.order():
             yield from _in_turns(self._work_of_lists(probing.counts, dim), left, probing.ask)
         # Last, when there is something to compare them with.
-        for part in common(self.pending, live):
+        for part in common((*self.pending, *self.strangers.slots), live):
             scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
             yield work.searched(count, part.stop - part.start, dim)
         return best.ordered()

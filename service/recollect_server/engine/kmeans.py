@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from random import Random
 
 import numpy as np
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import Float32
+from recollect_server.domain.arrays import Float32, Raw, to_float32
+from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
+from recollect_server.engine.ranges import length_of
 
 ROUNDS = 6
 """Over the sample."""
+
+SAMPLED_TOGETHER = 2048
+"""Keys that are copied to a sample in one step."""
 
 TYPICAL = 4
 """So many keys of each list are taken to be as far from its centroid as keys are on average."""
@@ -24,6 +30,30 @@ SMALL = 1e-8
 def lists_for(entries: int) -> int:
     """How many lists: the power of two next to four times the square root."""
     return 1 << round(math.log2(4 * math.sqrt(max(1, entries))))
+
+
+def fill(
+    sample: Float32, now: Callable[[], tuple[Raw, Sequence[slice]]], dtype: Dtype
+) -> Generator[int, None, None]:
+    """Copies keys of live entries to sample [n, D], at random and perhaps one twice, a few in a step.
+
+    Args:
+        sample: To be filled.
+        now: Says what the keys [slots, D] and the live slots are, which may change between two steps.
+        dtype: Of keys.
+    """
+    # Which ones is no secret and no matter; that they are the same each time makes runs comparable.
+    # (Python's own: NumPy's generators are 2 MB that nothing else here needs.)
+    chance = Random(len(sample))
+    for first in range(0, len(sample), SAMPLED_TOGETHER):
+        part = sample[first : first + SAMPLED_TOGETHER]
+        keys, live = now()
+        order = np.frombuffer(chance.randbytes(4 * len(part)), dtype=np.uint32).astype(np.int64)
+        order %= length_of(live)
+        oldest = live[0].stop - live[0].start
+        slots = np.where(order < oldest, live[0].start + order, live[-1].start + order - oldest)
+        part[:] = to_float32(keys[slots], dtype)
+        yield work.moved(4 * part.size)
 
 
 def centroids_of(sample: Float32, lists: int, *, rows: int) -> Generator[int, None, tuple[Float32, Float32]]:

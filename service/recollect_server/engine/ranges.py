@@ -29,6 +29,11 @@ class Ranges:
         self._parts = [*kept, new]
         self._count()
 
+    def remove(self, old: slice) -> None:
+        """Removes slots, those that there are."""
+        self._parts = [part for there in self._parts for part in _without(there, old)]
+        self._count()
+
     def take(self, most: int) -> slice:
         """Takes out at most so many neighbouring slots, from those that were added first."""
         first = self._parts[0]

@@ -4,6 +4,11 @@ BEING_MADE = "an inverted file for as many entries as there are now is being mad
 
 BEING_FILLED = "entries are being put into lists; until then they are all looked at"
 
+STRANGERS = (
+    "keys have changed: entries unlike those that the inverted file was made of are all looked at, until it"
+    " is made anew"
+)
+
 BEING_JUDGED = (
     "how many lists to look into is being learnt anew, since the bank has grown; until then it is more"
 )

@@ -17,7 +17,7 @@ from recollect_server.domain.ports import IndexState
 from recollect_server.domain.steps import Steps
 from recollect_server.engine.samples import place
 from recollect_server.engine.torch_kmeans import centroids_of, chunk_rows
-from recollect_server.engine.torch_lists import LISTS_MAX, Lists
+from recollect_server.engine.torch_lists import LISTS_MAX, SPILL_SHARE, Lists
 from recollect_server.engine.torch_merge import recall_of
 from recollect_server.engine.torch_rule import EXACT, IVF, IndexRule
 from recollect_server.engine.torch_scan import Found, Pause, exact, probed
@@ -40,7 +40,10 @@ PROBED_MAX = 4
 """Who would have to look into more than one list in so many is searched exactly."""
 
 DRIFT = 0.85
-"""Retrained when keys come that are only this share as near to their centroids as at training, or less."""
+"""Keys that are only this share as near to their centroids as at training, or less, are strangers."""
+
+STRANGERS = 0.5 / SPILL_SHARE
+"""With such a share of the entries strangers, lists are made anew: half of what the spill lists hold."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class _Watch:
     unsampled: int = 0
     compared: int = 0
     fit_now: float = field(default=0.0)
+    strangers: int = 0
 
     def __post_init__(self) -> None:
         self.fit_now = self.fit
@@ -134,11 +138,12 @@ class BankIndex:
             return
         if self._lists.end != slots.start:
             self._lists.restart(slots.start)
-        fits, fit = self._lists.add(keys)
-        weight = min(0.5, size / max(1, self._watch.entries))
-        self._watch.fit_now += weight * (float(fit) - self._watch.fit_now)
+        watch = self._watch
+        fits, near = self._lists.add(keys, near=watch.fit_now, least=DRIFT * watch.fit)
+        watch.fit_now = float(near)
+        watch.strangers += size * (watch.fit_now < DRIFT * watch.fit)
         if not fits:
-            self._give_up("the keys gather in too few lists")
+            self._give_up("the keys have changed" if watch.strangers else "the keys gather in too few lists")
 
     def moved(self, slots: Tensor, allocated: int) -> None:
         """The live entries were in `slots`, oldest first; they are now at the front of `allocated`.
@@ -322,7 +327,7 @@ class BankIndex:
         if lists is None:
             self._reason = "the inverted file is being trained"
             return True
-        drifted = watch.fit_now < DRIFT * watch.fit
+        drifted = watch.strangers > STRANGERS * self._total
         strained = watch.probes > 4 * max(1, watch.probes_at_first)
         return drifted or strained or self._total > 4 * watch.entries
 

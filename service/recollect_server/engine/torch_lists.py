@@ -26,6 +26,9 @@ LISTS_MAX = 2**15 - 1
 
 SPILLED = -1
 
+TOLD = 64
+"""So many keys tell whether a text has changed; fewer are taken together with those before them."""
+
 
 class Fifos:
     """Rings of slots: `rows` of them for each head, each with `places`."""
@@ -94,14 +97,21 @@ class Lists:
         rings = [part for each in (self.rows, self.spill) for part in (each.slots, each.first, each.count)]
         return sum(part.nbytes for part in (self.centroids, self.list_of, *rings))
 
-    def add(self, keys: Tensor) -> tuple[bool, Tensor]:
+    def add(self, keys: Tensor, *, near: float = 1.0, least: float = -1.0) -> tuple[bool, Tensor]:
         """Adds keys [H, T, D] of the slots from `end` on; T is at most what is free.
 
+        Args:
+            keys: In order of time.
+            near: What this returned of those before.
+            least: If keys are less near, they are another text's: lists do not say where they are, so they go
+                to the spill lists.
+
         Returns:
-            Whether all found room, and how near they are to their centroids: the mean cosine.
+            Whether all found room, and how near the latest of them are to their centroids: the mean cosine.
         """
         lists, cosines = nearest_of(keys, self.centroids)
-        return self.add_known(lists), cosines.mean()
+        latest = near + min(1.0, keys.shape[1] / TOLD) * (cosines.mean() - near)
+        return self.add_known(torch.where(latest < least, SPILLED, lists)), latest
 
     def add_known(self, lists: Tensor) -> bool:
         """Adds the slots from `end` on to lists [H, T] (or `SPILLED`); whether all found room."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from random import Random
 
 import numpy as np
 
 from recollect_server.domain import work
-from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
+from recollect_server.domain.arrays import Float32, Int64, Raw
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
 from recollect_server.domain.steps import Steps, in_steps
@@ -16,7 +15,8 @@ from recollect_server.engine import kernels, reasons
 from recollect_server.engine.choice import Choice
 from recollect_server.engine.costs import exact_work, rows_in
 from recollect_server.engine.ivf import InvertedFile, scan_exactly
-from recollect_server.engine.kmeans import centroids_of, lists_for
+from recollect_server.engine.kmeans import centroids_of, fill, lists_for
+from recollect_server.engine.patience import Patience
 from recollect_server.engine.ranges import length_of
 from recollect_server.engine.recall import recall_of, those_in
 from recollect_server.engine.samples import SAMPLES, Samples
@@ -36,8 +36,8 @@ PENDING_MIN = 512
 TRAINED_PER_LIST = 24
 """Keys of a sample for each list."""
 
-SAMPLE_BYTES_MAX, SAMPLED_TOGETHER = 128 * 1024 * 1024, 2048
-"""Of the sample, in float32; and how many keys are copied to it in one step."""
+SAMPLE_BYTES_MAX = 128 * 1024 * 1024
+"""Of the sample, in float32."""
 
 SAMPLES_MIN = 16
 """Queries of a head that are compared with exact search at once, at least."""
@@ -79,8 +79,7 @@ class Index:
         self._samples = [Samples() for _ in range(spec.heads)]
         # Work of searches since the last comparison. Of each head: else some would have it all.
         self._searched = [0] * spec.heads
-        self._given_up_at = [0] * spec.heads  # entries, when lists were found to be of no use
-        self._written = [0] * spec.heads  # since then
+        self._patience = [Patience() for _ in range(spec.heads)]
         self._sampled, self._found = 0, 0.0
         self._recall = None if spec.recall < 1 else 1.0
         self._too_few = False
@@ -113,6 +112,8 @@ class Index:
             return reasons.BEING_MADE
         if max(len(file.pending) for file in files) > BEHIND:
             return reasons.BEING_FILLED
+        if max(len(file.strangers.slots) for file in files) > BEHIND:
+            return reasons.STRANGERS
         return reasons.BEING_JUDGED if any(file.is_doubted for file in files) else ""
 
     def clear(self) -> None:
@@ -168,7 +169,8 @@ class Index:
         """The entries of these slots are new."""
         for file in self._all_files():
             file.wrote(slots)
-        self._written = [before + slots.stop - slots.start for before in self._written]
+        for patience in self._patience:
+            patience.wrote(slots.stop - slots.start)
 
     def moved(self, order: Int64 | None, slots: int) -> None:
         """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
@@ -232,19 +234,13 @@ class Index:
         file, samples = self._files[head], self._samples[head]
         seen_enough = len(samples) >= SAMPLES_MIN // 2  # without queries, new lists cannot be judged
         if file is None:
-            tired = self._given_up_at[head] and (
-                entries < 2 * self._given_up_at[head] and self._written[head] < 4 * self._given_up_at[head]
-            )
-            return self._train if seen_enough and not tired else None
+            return self._train if seen_enough and self._patience[head].is_over(entries) else None
         if len(file.pending) >= PENDING_MIN:
             return self._assign
         compares = len(samples) >= SAMPLES_MIN and samples.fresh > 0
         if file.is_out_of_date(entries):  # before new lists: those take a while, and recall is due now
             return self._compare if compares else None
-        lists = len(file.centroids)
-        outgrown = lists_for(entries) >= 2 * lists or 4 * lists_for(entries) <= lists
-        drifted = file.probes > 2 * file.probes_at_first + 2 and file.written > file.trained_on // 2
-        if outgrown or drifted:
+        if file.is_worn(entries):
             return self._train if seen_enough else None
         cost = len(samples) * entries * self._spec.key_dim
         cost += file.search_work(len(samples), entries) - file.search_work(0, entries)  # not one by itself
@@ -255,7 +251,7 @@ class Index:
         file = self._files[head]
         while file is not None and len(file.pending):
             file.doubt(self._spec.recall, entries=length_of(self._live))
-            yield file.assign(self._keys[head], self._spec.dtype, rows_in(STEP, file.centroids.size))
+            yield file.assign(self._keys[head], self._spec.dtype, step=STEP)
 
     def _train(self, head: int) -> Generator[int, None, None]:
         entries, dim = length_of(self._live), self._spec.key_dim
@@ -264,7 +260,7 @@ class Index:
         sample = np.zeros((size, dim), dtype=np.float32)
         self._sample_bytes = sample.nbytes
         try:
-            yield from self._fill(sample, head)
+            yield from fill(sample, lambda: (self._keys[head], self._live), self._spec.dtype)
             centroids, radii = yield from centroids_of(sample, lists, rows=rows_in(STEP, lists * dim))
         finally:
             sample.fill(0)
@@ -275,20 +271,29 @@ class Index:
             file.pending.add(part)
         self._growing = file
         while len(file.pending) > PENDING_MIN:
-            yield file.assign(self._keys[head], self._spec.dtype, rows_in(STEP, lists * dim))
+            yield file.assign(self._keys[head], self._spec.dtype, step=STEP)
+        if file.pending:
+            yield file.assign(self._keys[head], self._spec.dtype, step=STEP)
         yield from self._judge(head, file)
         self._growing = None
-        useful = self._is_useful(file, length_of(self._live))
-        self._replace(head, file if useful else None)
-        self._given_up_at[head] = 0 if useful else entries
-        if not useful:
+        if self._is_useful(file, length_of(self._live)):
+            self._use(head, file)
+            self._patience[head].succeeded()
+        else:
             file.clear()
+            self._give_up(head, entries)
 
-    def _replace(self, head: int, new: InvertedFile | None) -> None:
+    def _use(self, head: int, new: InvertedFile | None) -> None:
         old = self._files[head]
         if old is not None:
             old.clear()
-        self._files[head], self._written[head] = new, 0
+        self._files[head] = new
+
+    def _give_up(self, head: int, entries: int) -> None:
+        old = self._files[head]
+        keys_changed = old is not None and old.strangers.are_some(entries)
+        self._use(head, None)
+        self._patience[head].gave_up(entries, keys_changed=keys_changed)
 
     def _is_useful(self, file: InvertedFile, entries: int) -> bool:
         probes = file.probes_hoped if file.judged < JUDGED_SURE else file.probes
@@ -315,8 +320,7 @@ class Index:
             self._found += count * recall
             self._sampled += count
         if not self._is_useful(file, length_of(self._live)):
-            self._replace(head, None)
-            self._given_up_at[head] = length_of(self._live)
+            self._give_up(head, length_of(self._live))
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""
@@ -369,21 +373,6 @@ class Index:
             best = kernels.Best(count, top_k)
         return best.ordered()
 
-    def _fill(self, sample: Float32, head: int) -> Generator[int, None, None]:
-        """Copies keys of live entries to sample [n, D], at random and perhaps one twice."""
-        # Which ones is no secret and no matter; that they are the same each time makes runs comparable.
-        # (Python's own: NumPy's generators are 2 MB that nothing else here needs.)
-        chance = Random(len(sample))
-        for first in range(0, len(sample), SAMPLED_TOGETHER):
-            part = sample[first : first + SAMPLED_TOGETHER]
-            live = self._live  # which may change between two turns
-            order = np.frombuffer(chance.randbytes(4 * len(part)), dtype=np.uint32).astype(np.int64)
-            order %= length_of(live)
-            oldest = live[0].stop - live[0].start
-            slots = np.where(order < oldest, live[0].start + order, live[-1].start + order - oldest)
-            part[:] = to_float32(self._keys[head][slots], self._spec.dtype)
-            yield work.moved(4 * part.size)
-
     def _all_files(self) -> list[InvertedFile]:
         return [file for file in (*self._files, self._growing) if file is not None]
 
@@ -392,7 +381,7 @@ class Index:
             return reasons.BEING_MADE
         if self._spec.recall >= 1:
             return reasons.ALL_ASKED
-        if any(self._given_up_at) and not self._too_few:
+        if any(patience.has_given_up for patience in self._patience) and not self._too_few:
             return reasons.NONE_FASTER
         return reasons.TOO_FEW
 

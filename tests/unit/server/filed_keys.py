@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from recollect_server.domain.arrays import DenseArray
 from recollect_server.domain.steps import run_through
+from recollect_server.engine import upkeep
 from recollect_server.engine.ivf import InvertedFile
 
 
@@ -36,7 +37,7 @@ def filed(keys: DenseArray, *, lists: int = 60) -> InvertedFile:
     file = InvertedFile(centroids, radii.astype(np.float32), len(wide), entries=len(wide))
     file.pending.add(slice(0, len(wide)))
     while len(file.pending):
-        file.assign(keys.raw, keys.dtype, 1000)
+        file.assign(keys.raw, keys.dtype, step=upkeep.STEP)
     return file
 
 

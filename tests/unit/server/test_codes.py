@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import run_through
-from recollect_server.engine import codes, kernels
+from recollect_server.engine import codes, kernels, upkeep
 from recollect_server.engine.codes import Codes, Margin
 from recollect_server.engine.kernel_lists import Lists
 from tests.unit.server.filed_keys import filed, share, spread
@@ -176,11 +176,12 @@ def test_entries_that_move_keep_their_codes() -> None:
     file.moved(order, 3000)
     assert share(file, moved, queries, [slice(0, 3000)]) >= 0.9
     # Slots are written anew: pending until they are assigned, then by new codes.
-    moved.raw[500:1500] = spread("subspace", rng, 1000, 256)
+    moved.raw[500:1500] = moved.raw[2000:] + 0.01 * rng.standard_normal((1000, 256), dtype=np.float32)
     file.wrote(slice(500, 1500))
     assert share(file, moved, queries, [slice(0, 3000)]) >= 0.9
     while len(file.pending):
-        file.assign(moved.raw, moved.dtype, 300)
+        file.assign(moved.raw, moved.dtype, step=upkeep.STEP)
+    assert not len(file.strangers.slots)
     assert share(file, moved, queries, [slice(0, 3000)]) >= 0.9
     assert share(file, moved, queries, [slice(1200, 2900), slice(0, 400)]) >= 0.9
 

@@ -139,6 +139,34 @@ def test_drifted_keys() -> None:
     assert recall_of(bank, made.draw(200)) >= 0.92
 
 
+def test_recall_while_keys_change() -> None:
+    """The first calls that ask for keys of another text do not find them, and only later ones do."""
+    text, other, bank = Mixture(), Mixture(), bank_of(6000)
+    other.centres = other.rng.standard_normal((CENTRES, DIM))[::-1]
+    add(bank, text.draw(6000))
+    trained(bank, text)
+    for _ in range(12):
+        add(bank, other.draw(600))
+        assert recall_of(bank, other.draw(100)) >= 0.93, bank.index_state
+    state = bank.index_state
+    assert state.index == "ivf" or "changed" in state.reason or "trained" in state.reason
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 100])
+def test_strangers_go_where_every_query_looks(size: int) -> None:
+    """Adds of a token each never tell that a text has changed; or a single odd key does."""
+    lists = Lists(torch.eye(4)[None, :2], 1024, head=0)
+    known, strange = torch.eye(4)[None, :1], torch.eye(4)[None, 2:3]
+    _, fit = lists.add(known.expand(1, 64, 4))
+    for odd in (False, True, False, False):
+        _, fit = lists.add(strange if odd else known, near=float(fit), least=0.85)
+    assert lists.spill.count.item() == 0
+    for _ in range(200 // size):
+        _, fit = lists.add(strange.expand(1, size, 4), near=float(fit), least=0.85)
+    assert lists.spill.count.item() >= 200 - 2 * 64
+    assert float(fit) < 0.2
+
+
 @pytest.mark.parametrize("kind", ["zero", "equal", "sphere"])
 def test_what_lists_cannot_hold_is_searched_exactly_and_said(kind: str) -> None:
     """Keys without clusters lose recall in silence."""

@@ -139,6 +139,44 @@ def test_keys_that_drift() -> None:
         assert recall >= 0.93 if state.index == "ivf" else (recall == 1.0 and state.reason), state
 
 
+@pytest.mark.parametrize("size", [64, 250, 600])
+def test_recall_while_keys_change(size: int) -> None:
+    """The first calls after a change of text do not find it: lists do not say where its keys are."""
+    bank = IndexedBank(6000)
+    bank.add(bank.draw(Mixture(0), 6000))
+    bank.trained(Mixture(0))
+    unlike = False
+    for seed in (1, 2):
+        made = Mixture(seed)
+        for _ in range(6000 // size):
+            bank.add(bank.draw(made, size))
+            assert bank.check(bank.draw(made, 100)) >= 0.93, bank.bank.index_state
+            bank.read(made, 1)
+            unlike |= bank.bank.index_state.reason == reasons.STRANGERS
+    assert unlike or size < 600 or bank.answers == "ivf"
+
+
+def test_strangers_leave_and_move_as_all_entries() -> None:
+    """Entries that are in no list are found where others lie now, or after they are gone."""
+    bank = IndexedBank(6000)
+    bank.add(bank.draw(Mixture(0), 6000))
+    bank.trained(Mixture(0))
+    bank.add(bank.draw(Mixture(1), 600))
+    bank.upkeep()
+    index = bank.store._index
+    assert index is not None
+    file = index._files[0]
+    assert file is not None
+    assert len(file.strangers.slots) == 600
+    bank.evict(ByIds(bank.ids[::3]))
+    bank.add(bank.draw(Mixture(0), 1800))
+    assert bank.check(bank.draw(Mixture(1), 100)) >= 0.93
+    bank.upkeep()
+    bank.add(bank.draw(Mixture(0), 5500))
+    assert not len(file.strangers.slots)
+    assert bank.check(bank.draw(Mixture(0), 100)) >= 0.93
+
+
 def test_a_bank_that_grows_unread_keeps_its_lists() -> None:
     """Lists that nobody asked since they were judged are thrown away as useless when there are too few."""
     made, bank = Mixture(), IndexedBank(40_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 import recollect
+from recollect_server.application import debts
 from recollect_server.application.dispatch import Dispatcher
 from recollect_server.domain.arrays import Raw
 from recollect_server.domain.spec import Dtype
-from recollect_server.engine import kernels
+from recollect_server.engine import kernels, upkeep
 from recollect_server.engine.ivf import InvertedFile
 from recollect_server.engine.kmeans import centroids_of
 from tests.clients import blocking_client
@@ -141,6 +143,40 @@ def test_reads_make_an_index(client: recollect.Client) -> None:
     np.testing.assert_allclose(found.scores[0, 0, :, 0], real.max(axis=1), rtol=1e-4)
 
 
+def test_work_waits_for_as_much_work_of_calls(
+    client: recollect.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that calls all the time waits for background work in each of its calls."""
+    monkeypatch.setattr(upkeep, "STEP", 500_000)
+    monkeypatch.setattr(upkeep, "SLICE", 8_000_000)
+    monkeypatch.setattr("recollect_server.application.upkeep.BRIEF", 1)
+    monkeypatch.setattr(debts, "IDLE_S", 3600.0)
+    made = Mixture()
+    ns = filled(client, made.draw(ENTRIES))
+    for _ in range(4):
+        ns.search(0, made.draw(64), top_k=10, streams=["s"])
+    time.sleep(0.5)  # time for all of it
+    assert "being made" in ns.stats(streams=["s"]).banks[0].reason, "it goes on though nobody has called"
+    for _ in range(5000):
+        ns.search(0, made.draw(64), top_k=10, streams=["s"])
+        if ns.stats(streams=["s"]).banks[0].index == "ivf":
+            return
+    raise AssertionError("calls do not pay for it")
+
+
+def test_work_goes_on_where_no_calls_come(client: recollect.Client) -> None:
+    """Lists of a bank that is asked a few times are never made."""
+    made = Mixture()
+    ns = filled(client, made.draw(ENTRIES))
+    for _ in range(4):
+        ns.search(0, made.draw(64), top_k=10, streams=["s"])
+    for _ in range(100):
+        if ns.stats(streams=["s"]).banks[0].index == "ivf":
+            return
+        time.sleep(0.1)
+    raise AssertionError(ns.stats(streams=["s"]).banks[0])
+
+
 def test_a_namespace_that_goes_while_work_is_queued(client: recollect.Client) -> None:
     """Background work of a namespace that is gone fails, or works on the next one of its name."""
     made = Mixture()
@@ -217,7 +253,7 @@ def test_work_that_fails_is_not_begun_again_at_once(
 ) -> None:
     """A defect of an index fills the log and the device with each call, or calls fail with it."""
 
-    def fail(self: InvertedFile, keys: Raw, dtype: Dtype, most: int) -> int:
+    def fail(self: InvertedFile, keys: Raw, dtype: Dtype, *, step: int) -> int:
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(InvertedFile, "assign", fail)

@@ -86,5 +86,5 @@ class Turns:
         finally:
             times.waited_s, times.worked_s = job.waited_s, job.worked_s
         # Not before it: nobody has to wait for that.
-        asyncio.get_running_loop().call_soon(self._upkeep.after, namespace, command)
+        asyncio.get_running_loop().call_soon(self._upkeep.after, namespace, command, job.worked_s or 0.0)
         return answer

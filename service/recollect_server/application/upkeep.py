@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from recollect_server.application.commands import Add, Attend, Command, Namespace, Search
+from recollect_server.application.debts import IDLE_S, Debts
 from recollect_server.application.dispatch import Dispatcher, Job
 from recollect_server.application.memories import Memories
 from recollect_server.domain.bank import Bank
@@ -57,10 +58,12 @@ class Upkeep:
         self._dispatcher = dispatcher
         self._telemetry = telemetry
         self._under_way: set[tuple[str, str, int]] = set()
+        self._debts = Debts()
+        self._looking: set[tuple[str, str, int]] = set()
         self._rests_until_s: dict[tuple[str, str, int], float] = {}  # where it failed
 
-    def after(self, namespace: Namespace, command: Command) -> None:
-        """Queues what a call that has been answered made necessary."""
+    def after(self, namespace: Namespace, command: Command, seconds: float) -> None:
+        """Queues what a call that has been answered, in so many seconds of work, made necessary."""
         exact = namespace.record.spec.index is IndexChoice.EXACT
         if exact or not isinstance(command, Add | Search | Attend):
             return
@@ -70,6 +73,7 @@ class Upkeep:
             if bank is None:
                 continue
             self._tell_recall(namespace, bank)
+            self._debts.called(place.key, seconds / len(command.streams))
             if place.key not in self._under_way and not self._rests(place):
                 self._queue(place, bank.upkeep_work)
 
@@ -83,8 +87,12 @@ class Upkeep:
         return False
 
     def _queue(self, place: _Place, work: int) -> None:
-        """What is brief is done at once, if the device is idle: see `Dispatcher`."""
+        """What is brief is done at once, if the device is idle: see `Dispatcher`. The rest pays its debts."""
         if not work:
+            self._debts.forgive(place.key)
+            return
+        if work > BRIEF and not self._debts.is_due(place.key):
+            self._look_again(place)
             return
         job = Job(
             place.namespace.record.tenant,
@@ -99,7 +107,7 @@ class Upkeep:
         with contextlib.suppress(DrainingError):
             future = self._dispatcher.submit(job)
             self._under_way.add(place.key)
-            future.add_done_callback(partial(self._tell, loop, place))
+            future.add_done_callback(partial(self._tell, loop, place, job))
 
     def _steps(self, place: _Place) -> Steps[bool]:
         """Whether there is more to do."""
@@ -113,13 +121,30 @@ class Upkeep:
         memory = self._memories.peek(place.namespace.record)
         return None if memory is None else memory.bank(place.stream, place.layer, missing_ok=True)
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, place: _Place, future: Future[bool]) -> None:
+    def _look_again(self, place: _Place) -> None:
+        """Once the bank may be idle; a call that comes before then looks, too."""
+        if place.key not in self._looking:
+            self._looking.add(place.key)
+            asyncio.get_running_loop().call_later(IDLE_S, self._look, place)
+
+    def _look(self, place: _Place) -> None:
+        self._looking.discard(place.key)
+        bank = self._bank(place)
+        if bank is None:
+            self._debts.forgive(place.key)
+        elif place.key not in self._under_way:
+            self._queue(place, bank.upkeep_work)
+
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, place: _Place, job: Job[bool], future: Future[bool]
+    ) -> None:
         """From the thread that did the work. A loop that is closed has nobody to tell."""
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._ended, place, future)
+            loop.call_soon_threadsafe(self._ended, place, job.worked_s or 0.0, future)
 
-    def _ended(self, place: _Place, future: Future[bool]) -> None:
+    def _ended(self, place: _Place, seconds: float, future: Future[bool]) -> None:
         self._under_way.discard(place.key)
+        self._debts.worked(place.key, seconds)
         error = future.exception()
         if error is not None:
             log.error("upkeep of an index failed; exact search goes on", exc_info=error)
@@ -127,12 +152,12 @@ class Upkeep:
             now_s = time.monotonic()
             resting = {key: until_s for key, until_s in self._rests_until_s.items() if until_s > now_s}
             self._rests_until_s = {**resting, place.key: now_s + FAILED_REST_S}
+            self._debts.forgive(place.key)
             return
         bank = self._bank(place)
         if bank is not None:
             self._tell_recall(place.namespace, bank)
-        if future.result() and bank is not None:
-            self._queue(place, bank.upkeep_work)
+        self._queue(place, bank.upkeep_work if bank is not None and future.result() else 0)
 
     def _tell_recall(self, namespace: Namespace, bank: Bank) -> None:
         queries, recall = bank.untold_recall()

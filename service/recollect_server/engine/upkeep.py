@@ -256,6 +256,7 @@ class Index:
     def _train(self, head: int) -> Generator[int, None, None]:
         entries, dim = length_of(self._live), self._spec.key_dim
         lists, self._trains = lists_for(entries), True
+        self._note_change(head, entries)
         size = min(entries, TRAINED_PER_LIST * lists, SAMPLE_BYTES_MAX // (4 * dim))
         sample = np.zeros((size, dim), dtype=np.float32)
         self._sample_bytes = sample.nbytes
@@ -290,10 +291,14 @@ class Index:
         self._files[head] = new
 
     def _give_up(self, head: int, entries: int) -> None:
-        old = self._files[head]
-        keys_changed = old is not None and old.strangers.are_some(entries)
+        self._note_change(head, entries)
         self._use(head, None)
-        self._patience[head].gave_up(entries, keys_changed=keys_changed)
+        self._patience[head].gave_up(entries)
+
+    def _note_change(self, head: int, entries: int) -> None:
+        file = self._files[head]
+        if file is not None and file.strangers.are_some(entries):
+            self._patience[head].keys_change()
 
     def _is_useful(self, file: InvertedFile, entries: int) -> bool:
         probes = file.probes_hoped if file.judged < JUDGED_SURE else file.probes

@@ -89,7 +89,9 @@ def test_lists_are_tried_again_when_the_keys_are_others() -> None:
     """Four times the bank's entries go by, searched exactly, before lists are made of the new text."""
     patience = Patience()
     assert patience.is_over(ENTRIES)
-    patience.gave_up(ENTRIES, keys_changed=True)
+    patience.keys_change()
+    patience.wrote(ENTRIES // 4)
+    patience.gave_up(ENTRIES)
     assert waits(patience, ENTRIES) == ENTRIES // 2
     assert patience.has_given_up
     patience.succeeded()
@@ -99,17 +101,24 @@ def test_lists_are_tried_again_when_the_keys_are_others() -> None:
 def test_lists_of_no_use_are_tried_ever_less() -> None:
     """A bank for which they are never of use spends its time making them."""
     patience = Patience()
-    patience.gave_up(ENTRIES, keys_changed=True)
+    patience.keys_change()
     waited = []
-    for _ in range(5):
+    for _ in range(6):
+        patience.gave_up(ENTRIES)
         waited.append(waits(patience, ENTRIES))
-        patience.gave_up(ENTRIES, keys_changed=False)
-    assert waited == [500, 1000, 2000, 4000, 4000]
+    assert waited == [500, 500, 1000, 2000, 4000, 4000]
+
+
+def test_lists_that_never_were_of_use_are_seldom_tried() -> None:
+    """Keys without any order are taken for a text that changes."""
+    patience = Patience()
+    patience.gave_up(ENTRIES)
+    assert waits(patience, ENTRIES) == 4 * ENTRIES
 
 
 def test_a_bank_that_has_doubled_tries_them() -> None:
     """A bank that was too small for lists is searched exactly for as long as it grows."""
     patience = Patience()
-    patience.gave_up(ENTRIES, keys_changed=False)
+    patience.gave_up(ENTRIES)
     assert not patience.is_over(2 * ENTRIES - 1)
     assert patience.is_over(2 * ENTRIES)

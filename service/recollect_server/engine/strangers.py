@@ -7,9 +7,9 @@ import numpy as np
 from recollect_server.domain.arrays import Float32
 from recollect_server.engine.ranges import Ranges
 
-UNLIKE = 1.6
+UNLIKE = 1.8
 """Keys whose squared distances to their centroids are so many times the usual are strangers. Of 512 keys of
-text that goes on they are up to 1.6 times the usual (measured); of other text, 2 to 4 times."""
+text that goes on they are up to 1.7 times the usual (measured), of other text 2 to 10 times."""
 
 TOLD = 64
 """So many keys tell whether a text has changed; a part of fewer is taken together with those before it."""

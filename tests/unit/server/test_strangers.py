@@ -25,16 +25,16 @@ def of_a_bank(usual: float = 1.2) -> Strangers:
 
 def test_what_is_there_at_first_is_usual() -> None:
     """A bank whose keys lie far from all centroids, as those of a sphere do, would be all strangers."""
-    strangers = of_a_bank(usual=9.0)
-    assert not strangers.are(far(9.0), of=64)
-    assert strangers.are(far(9.0 * UNLIKE + 0.5), of=64)
+    strangers = of_a_bank(usual=4.0)
+    assert not strangers.are(far(4.0), of=64)
+    assert strangers.are(far(4.0 * UNLIKE + 0.5), of=64)
 
 
 @pytest.mark.parametrize("size", [1, 3, TOLD, 500])
 def test_a_change_is_told_within_a_few_keys(size: int) -> None:
     """Keys that come one by one never tell, or hundreds do not."""
     strangers = of_a_bank()
-    told_after = next(n for n in range(0, 1000, size) if strangers.are(far(2.6, 1), of=size))
+    told_after = next(n for n in range(0, 1000, size) if strangers.are(far(3.4, 1), of=size))
     assert told_after < TOLD
 
 
@@ -48,7 +48,7 @@ def test_one_odd_key_tells_nothing() -> None:
 def test_a_text_that_returns_is_known() -> None:
     """After one page of another text nothing is put into lists any more."""
     strangers = of_a_bank()
-    assert strangers.are(far(2.6), of=512)
+    assert strangers.are(far(3.4), of=512)
     assert not strangers.are(far(1.2), of=512)
 
 

@@ -23,6 +23,9 @@ other way it is the last one, since those before are from long ago."""
 TRIED_AFTER, TRIED_AFTER_MAX = 8, 512
 """After so many questions the other way is tried; each time that it is slower, after twice as many."""
 
+CLEARLY = 1.5
+"""Where it takes so many times as long, it is tried after four times as many."""
+
 TRIED_UP_TO, TRIED_S = 4.0, 0.02
 """What seems to take so many times as long, or so much longer, is not tried."""
 
@@ -61,7 +64,8 @@ class Choice:
         is_far = more_s > TRIED_UP_TO * less_s or (is_known and more_s - less_s > TRIED_S)
         if size.asked <= size.tried_after or is_far:
             return prefers
-        size.asked, size.tried_after = 0, min(TRIED_AFTER_MAX, 2 * size.tried_after)
+        times = 4 if is_known and more_s > CLEARLY * less_s else 2
+        size.asked, size.tried_after = 0, min(TRIED_AFTER_MAX, times * size.tried_after)
         return not prefers
 
     def measured(self, queries: int, seconds: float, *, took_lists: bool, work: int) -> None:

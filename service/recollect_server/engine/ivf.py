@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -20,11 +20,22 @@ from recollect_server.domain.arrays import Float32, Int64, Raw, to_float32
 from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import codes, kernels
-from recollect_server.engine.costs import ALONE, CALL, CENTROID, PAIR, PRODUCT, ROW, SELECT, rows_in
+from recollect_server.engine.costs import (
+    ALONE,
+    CALL,
+    CENTROID,
+    PAIR,
+    PRODUCT,
+    ROW,
+    SELECT,
+    exact_work,
+    rows_in,
+)
 from recollect_server.engine.kernel_lists import Lists, Probing, multiply_centroids
 from recollect_server.engine.kmeans import lists_for
-from recollect_server.engine.ranges import Ranges, common
+from recollect_server.engine.ranges import Ranges, common, length_of
 from recollect_server.engine.reach import KEPT, Reach
+from recollect_server.engine.scan import in_turns, scan_in_turns
 from recollect_server.engine.strangers import TOLD, Strangers
 
 NEAREST, NEAREST_MORE = 8, 256
@@ -35,6 +46,9 @@ TINY = np.finfo(np.float32).tiny
 MARGIN, CAUTION = 0.25, 0.65
 """Of what the asked recall leaves to chance, so much is kept in reserve: what is measured is a sample. Or
 so many standard errors, as of queries that are found or not, if that is more."""
+
+TOO_MUCH = 1.25
+"""Times the work of exact search: lists that would take more are not looked into."""
 
 TOGETHER = 512
 """Entries of which it is said whether they are strangers, at most."""
@@ -210,7 +224,13 @@ class InvertedFile:
         best = kernels.Best(count, top_k)
         probing = self._probing(best, queries, keys, dtype, live, reach=self._reach_of(top_k))
         each = self._work_of_query(self._nearest(top_k))
-        left = yield from _in_turns(np.arange(1, count + 1) * each, left, probing.ask_nearest)
+        left = yield from in_turns(np.arange(1, count + 1) * each, left, probing.ask_nearest)
+        if self._work_of_chosen(probing, dim) > TOO_MUCH * exact_work(count, length_of(live), dim):
+            # Queries unlike those that were learnt from: any list may hold what is better than their nearest.
+            best = kernels.Best(count, top_k)
+            scan = scan_in_turns(best, queries[None], keys[None], Dtype.FLOAT32, dtype, parts=live, left=left)
+            yield from scan
+            return best.ordered()
         if self._codes is not None:
             ask = partial(
                 self._codes.ask,
@@ -222,14 +242,22 @@ class InvertedFile:
                 chosen=probing.chosen,
                 lists=self._lists,
             )
-            yield from _in_turns(np.arange(1, count + 1) * self._work_of_codes(1, self.probes), left, ask)
+            each = self._work_of_codes(1, self.probes)
+            left = yield from in_turns(np.arange(1, count + 1) * each, left, ask)
         elif probing.order():
-            yield from _in_turns(self._work_of_lists(probing.counts, dim), left, probing.ask)
+            left = yield from in_turns(self._work_of_lists(probing.counts, dim), left, probing.ask)
         # Last, when there is something to compare them with.
-        for part in common((*self.pending, *self.strangers.slots), live):
-            scan_exactly(best, queries[None], keys[None], query_dtype=Dtype.FLOAT32, dtype=dtype, rows=part)
-            yield work.searched(count, part.stop - part.start, dim)
+        outside = common((*self.pending, *self.strangers.slots), live)
+        scan = scan_in_turns(best, queries[None], keys[None], Dtype.FLOAT32, dtype, parts=outside, left=left)
+        yield from scan
         return best.ordered()
+
+    def _work_of_chosen(self, probing: Probing, dim: int) -> float:
+        """What it takes to look into all lists that queries chose, beside their nearest."""
+        chosen = int(np.bitwise_count(probing.chosen).sum())
+        if self._codes is not None:
+            return self._work_of_codes(1, chosen)
+        return chosen * (PAIR + self._typical * (PRODUCT * dim + SELECT))
 
     def learn(self, queries: Float32, hits: Int64, *, keys: Raw, dtype: Dtype, live: Sequence[slice]) -> None:
         """Learns from queries [N, D] and what exact search found for them, [N, K], where hits are.
@@ -358,24 +386,3 @@ class InvertedFile:
         of_rows = sizes * (askers * (PRODUCT * dim + SELECT) + (askers > 0) * float(ROW * dim))
         cumulative: NDArray[np.float64] = np.cumsum(askers * float(PAIR) + of_rows)
         return cumulative
-
-
-def _in_turns(
-    cumulative: NDArray[np.float64], left: int, do: Callable[[slice], None]
-) -> Generator[int, int, int]:
-    """Does parts of what takes so much, up to and with each; returns what the next step may take."""
-    first, done = 0, 0.0
-    while first < len(cumulative):
-        reached = int(np.searchsorted(cumulative, done + left, side="right"))
-        part = slice(first, min(len(cumulative), max(first + 1, reached)))
-        do(part)
-        left = yield int(cumulative[part.stop - 1] - done)
-        first, done = part.stop, float(cumulative[part.stop - 1])
-    return left
-
-
-def scan_exactly(
-    best: kernels.Best, queries: Raw, keys: Raw, *, query_dtype: Dtype, dtype: Dtype, rows: slice
-) -> None:
-    """Every row of keys [heads, slots, D] in `rows`, for queries [heads, n, D]."""
-    kernels.scan(best, queries, keys, query_dtype=query_dtype, key_dtype=dtype, rows=rows)

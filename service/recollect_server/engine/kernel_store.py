@@ -19,10 +19,10 @@ from recollect_server.engine import kernels
 from recollect_server.engine.choice import timed
 from recollect_server.engine.costs import exact_work
 from recollect_server.engine.cpu_buffers import CpuBuffers
-from recollect_server.engine.ivf import scan_exactly
 from recollect_server.engine.kernel_rows import Place, Row, attend_together
 from recollect_server.engine.ranges import length_of
 from recollect_server.engine.row_by_row import joined
+from recollect_server.engine.scan import scan_in_turns
 from recollect_server.engine.tiles import in_parts
 from recollect_server.engine.upkeep import Index
 
@@ -36,9 +36,6 @@ HEADS_TOGETHER_MAX = 512
 
 TOGETHER_MAX = 64
 """Queries of all heads, up to which several banks are read together; more give threads enough to do."""
-
-ROWS_MIN = 256
-"""The fewest keys of a step: with fewer, a call of the kernels would be mostly overhead."""
 
 
 class KernelStore(CpuBuffers):
@@ -297,24 +294,10 @@ class KernelStore(CpuBuffers):
     ) -> Steps[tuple[Float32, Int64]]:
         """By exact search."""
         left = yield 0
-        count, (several, each, dim) = asked.shape[0] * asked.shape[1], asked.shape
-        best = kernels.Best(count, top_k)
-        for segment in live:
-            first = segment.start
-            while first < segment.stop:
-                fitting = left // (several * work.searched(each, 1, dim))
-                size = min(segment.stop - first, max(ROWS_MIN, fitting))
-                rows = slice(first, first + size)
-                scan_exactly(
-                    best,
-                    asked,
-                    self._keys[heads],
-                    query_dtype=dtype,
-                    dtype=self._spec.dtype,
-                    rows=rows,
-                )
-                first += size
-                left = yield several * work.searched(each, size, dim)
+        several, each, _ = asked.shape
+        best = kernels.Best(several * each, top_k)
+        keys, of = self._keys[heads], self._spec.dtype
+        yield from scan_in_turns(best, asked, keys, dtype, of, parts=live, left=left)
         scores, slots = best.ordered()
         shape = (several, each, top_k)
         return scores.reshape(shape), slots.reshape(shape)

@@ -14,7 +14,7 @@ from recollect_server.domain.steps import Steps, in_steps
 from recollect_server.engine import kernels, reasons
 from recollect_server.engine.choice import Choice
 from recollect_server.engine.costs import exact_work, rows_in
-from recollect_server.engine.ivf import InvertedFile, scan_exactly
+from recollect_server.engine.ivf import InvertedFile
 from recollect_server.engine.kmeans import centroids_of, fill, lists_for
 from recollect_server.engine.patience import Patience
 from recollect_server.engine.ranges import length_of
@@ -364,12 +364,12 @@ class Index:
             for part in list(self._live):
                 for first in range(part.start, part.stop, rows_max):
                     rows = slice(first, min(part.stop, first + rows_max, self._keys.shape[1]))
-                    scan_exactly(
+                    kernels.scan(
                         best,
                         queries[None],
                         self._keys[head : head + 1],
                         query_dtype=_FLOAT32,
-                        dtype=self._spec.dtype,
+                        key_dtype=self._spec.dtype,
                         rows=rows,
                     )
                     yield work.searched(count, rows.stop - rows.start, dim)

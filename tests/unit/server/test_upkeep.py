@@ -11,7 +11,7 @@ from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.spec import Dtype, IndexChoice
 from recollect_server.domain.steps import run_through
-from recollect_server.engine import kernels, reasons, upkeep
+from recollect_server.engine import kernels, reasons, scan, upkeep
 from recollect_server.engine.kmeans import lists_for
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
 
@@ -154,6 +154,31 @@ def test_recall_while_keys_change(size: int) -> None:
             bank.read(made, 1)
             unlike |= bank.bank.index_state.reason == reasons.STRANGERS
     assert unlike or size < 600 or bank.answers == "ivf"
+
+
+def test_queries_that_choose_too_many_lists_are_answered_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of another text look into nearly all lists, which takes longer than exact search."""
+    bank = IndexedBank(6000)
+    bank.add(bank.draw(Mixture(0), 6000))
+    bank.trained(Mixture(0))
+    bank.evict(ByIds(bank.ids[100:200]))  # two segments, and some that are not in lists yet
+    bank.add(bank.draw(Mixture(1), 150))
+    other = Mixture(2)
+    assert min(bank.check(bank.draw(other, 200)) for _ in range(3)) < 1.0
+    monkeypatch.setattr("recollect_server.engine.ivf.exact_work", lambda *_: 1)
+    assert [bank.check(bank.draw(other, 200)) for _ in range(3)] == [1.0] * 3
+    queries = bank.draw(other, 200)
+    steps, pauses = bank.bank.search(queries, 10), 0
+    try:
+        next(steps)
+        while True:
+            steps.send(1)
+            pauses += 1
+    except StopIteration as finished:
+        by_small_steps = finished.value
+    assert pauses > 6000 // scan.ROWS_MIN
+    at_once = run_through(bank.bank.search(queries, 10))
+    np.testing.assert_array_equal(by_small_steps.slots, at_once.slots)
 
 
 def test_strangers_leave_and_move_as_all_entries() -> None:

@@ -1,10 +1,13 @@
-"""Background work that took more time than the calls beside it: it waits until they have had as much."""
+"""Background work has its share of the time beside calls; after more than that it waits for them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+SHARE = 2 / 3
+"""Of the time that calls take, so much is for background work: a step takes less than two steps' time."""
 
 IDLE_S = 0.02
 """A bank that no call has come to for so long is idle: its work takes all the time that there is."""
@@ -36,7 +39,7 @@ class Debts:
         """A call of the bank took so long."""
         debt = self._debts.get(key)
         if debt is not None:
-            debt.seconds = max(0.0, debt.seconds - seconds)
+            debt.seconds = max(0.0, debt.seconds - SHARE * seconds)
             debt.called_at_s = self._monotonic()
 
     def worked(self, key: Key, seconds: float) -> None:

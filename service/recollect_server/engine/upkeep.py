@@ -27,7 +27,7 @@ ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
 STEP = 34_000_000
 """Multiply-adds of one step of upkeep: half a millisecond at most. 512 keys and 1,024 lists are one."""
 
-SLICE = 16 * STEP
+SLICE = 8 * STEP
 """Of one turn; then the bank's own calls have theirs."""
 
 PENDING_MIN = 512

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recollect_server.application.debts import IDLE_S, Debts
+from recollect_server.application.debts import IDLE_S, SHARE, Debts
 
 BANK, OTHER = ("n", "s", 0), ("n", "t", 0)
 
@@ -14,15 +14,15 @@ class Clock:
         return self.now_s
 
 
-def test_work_waits_until_calls_have_had_as_much() -> None:
+def test_work_waits_until_calls_have_had_their_share() -> None:
     """Calls wait for background work one after the other."""
     debts = Debts(monotonic=Clock())
     assert debts.is_due(BANK)
     debts.worked(BANK, 0.006)
     assert not debts.is_due(BANK)
-    debts.called(BANK, 0.005)
+    debts.called(BANK, 0.005 / SHARE)
     assert not debts.is_due(BANK)
-    debts.called(BANK, 0.002)
+    debts.called(BANK, 0.002 / SHARE)
     assert debts.is_due(BANK)
 
 
@@ -54,9 +54,9 @@ def test_an_idle_bank_owes_nothing() -> None:
         clock.now_s += 1.01 * IDLE_S
         assert debts.is_due(BANK)
     debts.worked(BANK, 0.006)
-    debts.called(BANK, 0.001)
+    debts.called(BANK, 0.001 / SHARE)
     assert not debts.is_due(BANK)
-    debts.called(BANK, 0.005)
+    debts.called(BANK, 0.006 / SHARE)
     assert debts.is_due(BANK)
 
 

@@ -11,7 +11,7 @@ from recollect_server.domain.arrays import DenseArray, from_float32
 from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.spec import Dtype, IndexChoice
 from recollect_server.domain.steps import run_through
-from recollect_server.engine import kernels, reasons, scan, upkeep
+from recollect_server.engine import kernels, reasons, upkeep
 from recollect_server.engine.kmeans import lists_for
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
 
@@ -121,85 +121,6 @@ def test_a_turn_that_is_given_up() -> None:
         assert bank.check(bank.draw(made, 20)) >= 0.5
     bank.trained(made)
     assert bank.check(bank.draw(made, 200)) >= 0.93
-
-
-def test_keys_that_drift() -> None:
-    """Keys of another mixture than lists were made for are found no more, or looked for nearly everywhere."""
-    bank = IndexedBank(4000)
-    bank.add(bank.draw(Mixture(0), 4000))
-    bank.trained(Mixture(0))
-    for seed in range(1, 4):
-        made = Mixture(seed)
-        for _ in range(16):
-            bank.add(bank.draw(made, 250))
-            bank.read(made, 3)
-        bank.read(made)
-        recall = bank.check(bank.draw(made, 300))
-        state = bank.bank.index_state
-        assert recall >= 0.93 if state.index == "ivf" else (recall == 1.0 and state.reason), state
-
-
-@pytest.mark.parametrize("size", [64, 250, 600])
-def test_recall_while_keys_change(size: int) -> None:
-    """The first calls after a change of text do not find it: lists do not say where its keys are."""
-    bank = IndexedBank(6000)
-    bank.add(bank.draw(Mixture(0), 6000))
-    bank.trained(Mixture(0))
-    unlike = False
-    for seed in (1, 2):
-        made = Mixture(seed)
-        for _ in range(6000 // size):
-            bank.add(bank.draw(made, size))
-            assert bank.check(bank.draw(made, 100)) >= 0.93, bank.bank.index_state
-            bank.read(made, 1)
-            unlike |= bank.bank.index_state.reason == reasons.STRANGERS
-    assert unlike or size < 600 or bank.answers == "ivf"
-
-
-def test_queries_that_choose_too_many_lists_are_answered_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queries of another text look into nearly all lists, which takes longer than exact search."""
-    bank = IndexedBank(6000)
-    bank.add(bank.draw(Mixture(0), 6000))
-    bank.trained(Mixture(0))
-    bank.evict(ByIds(bank.ids[100:200]))  # two segments, and some that are not in lists yet
-    bank.add(bank.draw(Mixture(1), 150))
-    other = Mixture(2)
-    assert min(bank.check(bank.draw(other, 200)) for _ in range(3)) < 1.0
-    monkeypatch.setattr("recollect_server.engine.ivf.exact_work", lambda *_: 1)
-    assert [bank.check(bank.draw(other, 200)) for _ in range(3)] == [1.0] * 3
-    queries = bank.draw(other, 200)
-    steps, pauses = bank.bank.search(queries, 10), 0
-    try:
-        next(steps)
-        while True:
-            steps.send(1)
-            pauses += 1
-    except StopIteration as finished:
-        by_small_steps = finished.value
-    assert pauses > 6000 // scan.ROWS_MIN
-    at_once = run_through(bank.bank.search(queries, 10))
-    np.testing.assert_array_equal(by_small_steps.slots, at_once.slots)
-
-
-def test_strangers_leave_and_move_as_all_entries() -> None:
-    """Entries that are in no list are found where others lie now, or after they are gone."""
-    bank = IndexedBank(6000)
-    bank.add(bank.draw(Mixture(0), 6000))
-    bank.trained(Mixture(0))
-    bank.add(bank.draw(Mixture(1), 600))
-    bank.upkeep()
-    index = bank.store._index
-    assert index is not None
-    file = index._files[0]
-    assert file is not None
-    assert len(file.strangers.slots) == 600
-    bank.evict(ByIds(bank.ids[::3]))
-    bank.add(bank.draw(Mixture(0), 1800))
-    assert bank.check(bank.draw(Mixture(1), 100)) >= 0.93
-    bank.upkeep()
-    bank.add(bank.draw(Mixture(0), 5500))
-    assert not len(file.strangers.slots)
-    assert bank.check(bank.draw(Mixture(0), 100)) >= 0.93
 
 
 def test_a_bank_that_grows_unread_keeps_its_lists() -> None:

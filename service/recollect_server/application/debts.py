@@ -13,6 +13,7 @@ IDLE_S = 0.02
 """A bank that no call has come to for so long is idle: its work takes all the time that there is."""
 
 Key = tuple[str, str, int]
+"""Of a bank."""
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class _Debt:
 
 
 class Debts:
-    """Of the banks whose background work is ahead of their calls; others have none.
+    """Of the banks whose background work is under way; others have none.
 
     A job that adds, searches and evicts in turn would otherwise wait for background work in each of its
     calls, and take three times as long while lists are made.
@@ -36,10 +37,10 @@ class Debts:
         self._debts: dict[Key, _Debt] = {}
 
     def called(self, key: Key, seconds: float) -> None:
-        """A call of the bank took so long."""
+        """A call of the bank took so long. What calls earn in advance is the share of the last one."""
         debt = self._debts.get(key)
         if debt is not None:
-            debt.seconds = max(0.0, debt.seconds - SHARE * seconds)
+            debt.seconds = max(0.0, debt.seconds) - SHARE * seconds
             debt.called_at_s = self._monotonic()
 
     def worked(self, key: Key, seconds: float) -> None:
@@ -54,7 +55,7 @@ class Debts:
             return True
         if debt.seconds > 0 and self._monotonic() - debt.called_at_s < IDLE_S:
             return False
-        debt.seconds = 0.0
+        debt.seconds = min(0.0, debt.seconds)
         return True
 
     def forgive(self, key: Key) -> None:

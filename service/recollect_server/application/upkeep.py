@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from recollect_server.application.commands import Add, Attend, Command, Namespace, Search
-from recollect_server.application.debts import IDLE_S, Debts
+from recollect_server.application.debts import IDLE_S, Debts, Key
 from recollect_server.application.dispatch import Dispatcher, Job
 from recollect_server.application.memories import Memories
 from recollect_server.domain.bank import Bank
@@ -38,7 +38,7 @@ class _Place:
     layer: int
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         return self.namespace.record.uid, self.stream, self.layer
 
 
@@ -57,10 +57,10 @@ class Upkeep:
         self._memories = memories
         self._dispatcher = dispatcher
         self._telemetry = telemetry
-        self._under_way: set[tuple[str, str, int]] = set()
+        self._under_way: set[Key] = set()
         self._debts = Debts()
-        self._looking: set[tuple[str, str, int]] = set()
-        self._rests_until_s: dict[tuple[str, str, int], float] = {}  # where it failed
+        self._looking: set[Key] = set()
+        self._rests_until_s: dict[Key, float] = {}  # where it failed
 
     def after(self, namespace: Namespace, command: Command, seconds: float) -> None:
         """Queues what a call that has been answered, in so many seconds of work, made necessary."""

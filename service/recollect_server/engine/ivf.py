@@ -87,6 +87,7 @@ class InvertedFile:
         self.probes_hoped = len(centroids)  # were it known better what is enough
         self.judged = 0  # times that it was settled, with about as many entries
         self._judged_with = self._doubted_with = entries
+        self._is_judged_anew = False
         self._lists = Lists(len(centroids), slots)
         self._half_norms = -0.5 * np.einsum("ld,ld->l", centroids, centroids)
         self._radii = np.ones(-(-len(centroids) // 32) * 32, dtype=np.float32)
@@ -296,8 +297,8 @@ class InvertedFile:
 
     @property
     def is_doubted(self) -> bool:
-        """Whether it looks farther than it would need to, since it has grown and was not judged."""
-        return self._doubted_with != self._judged_with
+        """Whether it looks farther than it would need to, since it has grown and is not judged yet."""
+        return self._is_judged_anew or self._doubted_with != self._judged_with
 
     def is_out_of_date(self, entries: int) -> bool:
         """Whether so many entries are others than those with which it was judged: it was learnt of those."""
@@ -313,6 +314,7 @@ class InvertedFile:
     def begin_judging(self, entries: int) -> None:
         """What was learnt with fewer entries, or more, counts for little."""
         if self.is_out_of_date(entries):
+            self._is_judged_anew = True
             self.judged, self._judged_with, self._doubted_with = 0, entries, entries
             self._told.clear()
             for reach in self._reaches.values():
@@ -321,7 +323,7 @@ class InvertedFile:
     def settle(self, recall: float) -> None:
         """Reaches as far as what was learnt says; it will count for less next time."""
         self._aim(recall)
-        self._doubted_with = self._judged_with
+        self._is_judged_anew, self._doubted_with = False, self._judged_with
         for reach in self._reaches.values():
             reach.fade(KEPT)
         if self._codes is not None:

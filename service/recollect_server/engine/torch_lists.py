@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recollect_server.engine.strangers import TOLD
 from recollect_server.engine.torch_kmeans import nearest_of
 
 ROOM = 2.5
@@ -25,9 +26,6 @@ LISTS_MAX = 2**15 - 1
 """The list of an entry is kept in 16 bits."""
 
 SPILLED = -1
-
-TOLD = 64
-"""So many keys tell whether a text has changed; fewer are taken together with those before them."""
 
 
 class Fifos:

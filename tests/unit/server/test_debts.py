@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from recollect_server.application.debts import IDLE_S, SHARE, Debts
 
 BANK, OTHER = ("n", "s", 0), ("n", "t", 0)
@@ -35,11 +37,24 @@ def test_each_bank_has_its_own() -> None:
     assert not debts.is_due(BANK)
 
 
-def test_calls_earn_nothing_in_advance() -> None:
+def test_a_long_call_earns_its_share() -> None:
+    """Where each call takes a tenth of a second one slice runs beside it: lists take minutes to be made."""
+    debts = Debts(monotonic=Clock())
+    debts.worked(BANK, 0.004)
+    debts.called(BANK, 0.1)
+    slices = 0
+    while debts.is_due(BANK):
+        debts.worked(BANK, 0.004)
+        slices += 1
+    assert slices == pytest.approx((0.1 * SHARE - 0.004) / 0.004, abs=2)
+
+
+def test_calls_save_nothing_up() -> None:
     """After an hour of calls the next ones wait for an hour of work."""
     debts = Debts(monotonic=Clock())
     debts.worked(BANK, 0.001)
-    debts.called(BANK, 3600.0)
+    for _ in range(1000):
+        debts.called(BANK, 0.003)
     assert debts.is_due(BANK)
     debts.worked(BANK, 0.006)
     assert not debts.is_due(BANK)

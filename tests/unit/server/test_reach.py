@@ -76,6 +76,10 @@ def test_a_doubt_ends_when_it_is_judged() -> None:
     assert (file.is_doubted, file.probes > before) == (True, True)
     learn()
     assert (file.is_doubted, file.probes <= 1.2 * before) == (False, True)
+    file.begin_judging(3 * ENTRIES)  # which takes a while
+    assert file.is_doubted
+    teach(file, keys, spread("subspace", rng, 200, DIM))
+    assert not file.is_doubted
 
 
 @pytest.mark.usefixtures("isa", "threads")

@@ -112,7 +112,7 @@ class Index:
             return reasons.BEING_MADE
         if max(len(file.pending) for file in files) > BEHIND:
             return reasons.BEING_FILLED
-        if max(len(file.strangers.slots) for file in files) > BEHIND:
+        if any(file.strangers.are_some(file.trained_on) for file in files):
             return reasons.STRANGERS
         return reasons.BEING_JUDGED if any(file.is_doubted for file in files) else ""
 

@@ -35,15 +35,15 @@ def test_recall_while_keys_change(size: int) -> None:
     bank = IndexedBank(6000)
     bank.add(bank.draw(Mixture(0), 6000))
     bank.trained(Mixture(0))
-    unlike = False
+    said = set()
     for seed in (1, 2):
         made = Mixture(seed)
         for _ in range(6000 // size):
             bank.add(bank.draw(made, size))
             assert bank.check(bank.draw(made, 100)) >= 0.93, bank.bank.index_state
             bank.read(made, 1)
-            unlike |= bank.bank.index_state.reason == reasons.STRANGERS
-    assert unlike or size < 600 or bank.answers == "ivf"
+            said.add(bank.bank.index_state.reason)
+    assert reasons.STRANGERS in said
 
 
 def test_queries_that_choose_too_many_lists_are_answered_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from recollect_server.domain.arrays import Float32
-from recollect_server.engine.ranges import Ranges
+from recollect_server.engine.ranges import Ranges, common, length_of
 
 UNLIKE = 1.8
 """Keys whose squared distances to their centroids are so many times the usual are strangers. Of 512 keys of
@@ -53,6 +55,14 @@ class Strangers:
             self._seen += of
             self._usual += (mean - self._usual) * min(1.0, of / min(self._seen, self._entries))
         return not is_usual and len(list(self.slots)) < PARTS_MAX
+
+    def keep(self, live: Sequence[slice]) -> None:
+        """Those in other slots are gone: evicted, and not written anew yet."""
+        kept = common(self.slots, live)
+        if length_of(kept) < len(self.slots):
+            self.slots = Ranges()
+            for part in kept:
+                self.slots.add(part)
 
     def are_some(self, entries: int) -> bool:
         """Whether enough of so many entries are strangers for the text to be another."""

@@ -201,6 +201,8 @@ class Index:
     def upkeep(self, keys: Raw, live: Sequence[slice]) -> Steps[bool]:
         """A slice of what there is to do on keys [heads, slots, D]; whether there is more."""
         yield 0
+        for file in self._all_files():
+            file.strangers.keep(live)
         done, left, self._keys, self._live = 0, self.upkeep_work(live), keys, live
         try:
             while left and done < SLICE:

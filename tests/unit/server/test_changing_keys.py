@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recollect_server.domain.eviction import ByIds
+from recollect_server.domain.eviction import ByIds, Oldest
 from recollect_server.domain.steps import run_through
 from recollect_server.engine import kernels, reasons, scan
 from tests.unit.server.indexed_bank import IndexedBank, Mixture
@@ -88,5 +88,29 @@ def test_strangers_leave_and_move_as_all_entries() -> None:
     assert bank.check(bank.draw(Mixture(1), 100)) >= 0.93
     bank.upkeep()
     bank.add(bank.draw(Mixture(0), 5500))
+    assert not len(file.strangers.slots)
+    assert bank.check(bank.draw(Mixture(0), 100)) >= 0.93
+
+
+def test_strangers_that_were_evicted_do_not_count() -> None:
+    """In a ring that is never full, lists are made anew for strangers of long ago."""
+    bank = IndexedBank(20_000)
+    bank.add(bank.draw(Mixture(0), 6000))
+    bank.trained(Mixture(0))
+    index = bank.store._index
+    assert index is not None
+    file = index._files[0]
+    assert file is not None
+    bank.add(bank.draw(Mixture(1), 600))
+    bank.upkeep()
+    bank.add(bank.draw(Mixture(0), 3000))
+    bank.evict(Oldest(6300))
+    bank.add(bank.draw(Mixture(0), 600))
+    bank.upkeep()
+    assert len(file.strangers.slots) == 300
+    assert bank.check(bank.draw(Mixture(1), 100)) >= 0.93
+    bank.evict(Oldest(300))
+    bank.add(bank.draw(Mixture(0), 600))
+    bank.upkeep()
     assert not len(file.strangers.slots)
     assert bank.check(bank.draw(Mixture(0), 100)) >= 0.93

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 import recollect
 from recollect_bench.datasets import Floats
 from recollect_bench.server import Server, memory_server
@@ -163,6 +166,28 @@ def settle(
         if under_way:
             time.sleep(UNDISTURBED_S)
     return now
+
+
+def step(
+    space: recollect.Namespace, keys: Floats, values: Floats, queries: Floats
+) -> tuple[float, NDArray[np.integer]]:
+    """Adds, searches with values, and evicts as many as were added: one step of a streaming job.
+
+    Args:
+        space: Of one head.
+        keys: [N, Dk].
+        values: [N, Dv].
+        queries: [M, Dk].
+
+    Returns:
+        The seconds that it took, and the ids [M, K] that were found.
+    """
+    k, v, q = with_heads(keys), with_heads(values), with_heads(queries)
+    begun = time.perf_counter()
+    space.add(LAYER, k, v, streams=[STREAM])
+    found = space.search(LAYER, q, top_k=TOP_K, streams=[STREAM], include=["values"])
+    space.evict(streams=[STREAM], oldest=len(keys))
+    return time.perf_counter() - begun, found.ids[0, 0]
 
 
 def with_heads(array: Floats) -> Floats:

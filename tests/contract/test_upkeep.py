@@ -143,7 +143,7 @@ def test_reads_make_an_index(client: recollect.Client) -> None:
     np.testing.assert_allclose(found.scores[0, 0, :, 0], real.max(axis=1), rtol=1e-4)
 
 
-def test_work_waits_for_as_much_work_of_calls(
+def test_work_waits_until_calls_have_had_their_share(
     client: recollect.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that calls all the time waits for background work in each of its calls."""

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-import recollect
-from recollect_bench import datasets
+from recollect_bench import datasets, memory
 from recollect_bench.captured import HEAD, captured
 from recollect_bench.datasets import DataSet, Floats
-from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
+from recollect_bench.memory import STREAM, fill, namespace, server_and_client, settle
 from recollect_bench.result import Figure, Outcome
 from recollect_bench.scale import Scale
 from recollect_bench.timing import Spread
 from recollect_bench.truth import recall
 
-ENTRIES, STEP, TOP_K = 65_536, 512, 32
+ENTRIES, STEP = 65_536, 512
 BEFORE, AFTER = 48, 208
 """Steps. The ring is all of the new text after 128."""
 
-CHECKED_EVERY, AT_ONCE = 2, 8
+CHECKED_EVERY, LOOKED_EVERY = 2, 8
 RECALL, GOAL_RECALL, GOAL_PAUSE = 0.95, ">= 0.95", "<= 2"
 SETTLE_S = 10.0
 
@@ -65,8 +63,10 @@ def _one(name: str, scale: Scale, outcome: Outcome) -> None:
         steps = _Steps()
         for number in range(before + after):
             part = slice(entries + number * step, entries + (number + 1) * step)
-            _step(space, keys[part], values[part], queries(number), steps)
-            if number % AT_ONCE == 0:
+            seconds, ids = memory.step(space, keys[part], values[part], queries(number))
+            steps.seconds.append(seconds)
+            steps.ids.append(ids)
+            if number % LOOKED_EVERY == 0:
                 (bank,) = space.stats(streams=[STREAM]).banks
                 steps.engines[number] = bank.index
     recalls = {
@@ -87,16 +87,6 @@ def _text(name: str, seed: int, *, entries: int, queries: int) -> DataSet:
     if name == "keys":
         return captured(entries=entries, queries=queries, head=HEAD + seed % 2)
     return datasets.make(name, entries=entries, queries=queries, seed=seed)
-
-
-def _step(space: recollect.Namespace, keys: Floats, values: Floats, queries: Floats, steps: _Steps) -> None:
-    k, v, q = with_heads(keys), with_heads(values), with_heads(queries)
-    begun = time.perf_counter()
-    space.add(LAYER, k, v, streams=[STREAM])
-    found = space.search(LAYER, q, top_k=TOP_K, streams=[STREAM], include=["values"])
-    space.evict(streams=[STREAM], oldest=len(keys))
-    steps.seconds.append(time.perf_counter() - begun)
-    steps.ids.append(found.ids[0, 0])
 
 
 def _figures(name: str, steps: _Steps, recalls: list[float], before: int) -> list[Figure]:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import recollect
-from recollect_bench import datasets
+from recollect_bench import datasets, memory
 from recollect_bench.datasets import DataSet
-from recollect_bench.memory import LAYER, STREAM, fill, namespace, server_and_client, settle, with_heads
+from recollect_bench.memory import TOP_K, fill, namespace, server_and_client, settle
 from recollect_bench.peers.installed import reason_absent
 from recollect_bench.peers.process import Peer, PeerError
 from recollect_bench.result import Figure, Outcome
@@ -20,7 +20,7 @@ from recollect_bench.scale import Scale
 from recollect_bench.timing import SPIN_S, Spread
 from recollect_bench.truth import recall
 
-ENTRIES, STEP, TOP_K, STEPS, ON_END = 65_536, 512, 32, 40, 8
+ENTRIES, STEP, STEPS, ON_END = 65_536, 512, 40, 8
 CHECKED_EVERY, STEPS_LEAST = 4, 3
 SAMPLE, SETTLE_S = 512, 10.0
 GOALS = {"mixture": 10.0, "sphere": 3.0}
@@ -117,13 +117,8 @@ def _ours(client: recollect.Client, job: _Job) -> Callable[[int], tuple[float, N
 
     def step(number: int) -> tuple[float, NDArray[np.integer]]:
         part = job.added(number)
-        keys, values = with_heads(data.keys[part]), with_heads(data.values[part])
-        queries = with_heads(job.queries(number))
-        begun = time.perf_counter()
-        space.add(LAYER, keys, values, streams=[STREAM])
-        found = space.search(LAYER, queries, top_k=TOP_K, streams=[STREAM], include=["values"])
-        space.evict(streams=[STREAM], oldest=job.step)
-        return time.perf_counter() - begun, found.ids[0, 0] - first_id
+        seconds, ids = memory.step(space, data.keys[part], data.values[part], job.queries(number))
+        return seconds, ids - first_id
 
     return step
 

@@ -49,7 +49,7 @@ class Debts:
         debt.seconds += seconds
 
     def is_due(self, key: Key) -> bool:
-        """Whether background work may go on: its calls have had as much, or there are none."""
+        """Whether background work may go on: its calls have had theirs, or there are none."""
         debt = self._debts.get(key)
         if debt is None:
             return True

@@ -138,10 +138,10 @@ class BankIndex:
             return
         if self._lists.end != slots.start:
             self._lists.restart(slots.start)
-        watch = self._watch
-        fits, near = self._lists.add(keys, near=watch.fit_now, least=DRIFT * watch.fit)
+        watch, least = self._watch, DRIFT * self._watch.fit
+        fits, near = self._lists.add(keys, near=watch.fit_now, least=least)
         watch.fit_now = float(near)
-        watch.strangers += size * (watch.fit_now < DRIFT * watch.fit)
+        watch.strangers += size * (watch.fit_now < least)
         if not fits:
             self._give_up("the keys have changed" if watch.strangers else "the keys gather in too few lists")
 

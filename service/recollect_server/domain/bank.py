@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,9 +122,9 @@ class Bank:
         """Background work that there is, up to a few milliseconds, in multiply-adds; from any thread."""
         return self._store.upkeep_work(self.ring.segments())
 
-    def upkeep(self) -> Steps[bool]:
-        """A few milliseconds of background work; whether there is more."""
-        more = yield from self._store.upkeep(self.ring.segments())
+    def upkeep(self, *, seconds: float = math.inf) -> Steps[bool]:
+        """A few milliseconds of background work, or about so many seconds; whether there is more."""
+        more = yield from self._store.upkeep(self.ring.segments(), seconds=seconds)
         self._count_index()
         return more
 

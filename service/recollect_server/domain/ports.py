@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -117,8 +118,11 @@ class Store(Protocol):
         """
         ...
 
-    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
-        """A few milliseconds of it; whether there is more. Between two of them anything may happen."""
+    def upkeep(self, live: Sequence[slice], *, seconds: float = math.inf) -> Steps[bool]:
+        """A few milliseconds of it, or about so many seconds; whether there is more.
+
+        Between two of them anything may happen.
+        """
         ...
 
     def search_work(self, queries: int, entries: int) -> int:

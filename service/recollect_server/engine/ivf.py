@@ -59,9 +59,13 @@ LEAST = 0.05
 REMEMBERED = 256
 """Queries that are told apart: the same one again says nothing new."""
 
-GROWN, FADED, DOUBTED = 1.5, 0.1, 1.2
+GROWN, FADED = 1.3, 0.1
 """With so many times the entries, or as many times fewer, lists are judged anew; how much earlier samples
-count then; and with how many times more, each time, they are doubted until then."""
+count then."""
+
+DOUBTED, AGAIN = 1.5, 1.2
+"""Where that has not come to pass with so many times the entries they are doubted until it does: what looks
+farther takes twice the time. And again with so many times more, each time."""
 
 
 class InvertedFile:
@@ -305,8 +309,8 @@ class InvertedFile:
         return not self._judged_with / GROWN < entries < self._judged_with * GROWN
 
     def doubt(self, recall: float, *, entries: int) -> None:
-        """Where it is out of date, looks farther until it is judged: by as much as it has grown, at least."""
-        if self.is_out_of_date(entries) and entries > self._doubted_with * DOUBTED:
+        """Looks farther until it is judged, where it has grown by much: by as much as that, at least."""
+        if entries >= self._judged_with * DOUBTED and entries > self._doubted_with * AGAIN:
             self._doubted_with = entries
             self._told.clear()
             self._aim(recall, farther=math.sqrt(entries / self._judged_with))

@@ -92,12 +92,12 @@ class KernelStore(CpuBuffers):
         """See `Store.upkeep_work`."""
         return 0 if self._index is None else self._index.upkeep_work(live)
 
-    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
+    def upkeep(self, live: Sequence[slice], *, seconds: float = math.inf) -> Steps[bool]:
         """See `Store.upkeep`."""
         if self._index is None:
             yield 0
             return False
-        return (yield from self._index.upkeep(self._keys, live))
+        return (yield from self._index.upkeep(self._keys, live, seconds=seconds))
 
     def search_work(self, queries: int, entries: int) -> int:
         """See `Store.search_work`."""

@@ -53,7 +53,7 @@ def fill(
         oldest = live[0].stop - live[0].start
         slots = np.where(order < oldest, live[0].start + order, live[-1].start + order - oldest)
         part[:] = to_float32(keys[slots], dtype)
-        yield work.moved(4 * part.size)
+        yield work.moved_to_new(4 * part.size)
 
 
 def centroids_of(sample: Float32, lists: int, *, rows: int) -> Generator[int, None, tuple[Float32, Float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from recollect_server.domain.steps import Steps
@@ -17,8 +18,8 @@ class NoUpkeep:
         del live
         return 0
 
-    def upkeep(self, live: Sequence[slice]) -> Steps[bool]:
+    def upkeep(self, live: Sequence[slice], *, seconds: float = math.inf) -> Steps[bool]:
         """See `Store.upkeep`."""
-        del live
+        del live, seconds
         yield 0
         return False

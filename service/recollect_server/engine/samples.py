@@ -45,10 +45,15 @@ class Samples:
         for query in to_float32(queries[first::step][:TAKEN].copy(), dtype):
             self.kept.append((query, top_k))
 
-    def take(self) -> list[tuple[Float32, int]]:
-        """All that are kept; they are not kept any more."""
+    def take(self, *, keeps: bool = False) -> list[tuple[Float32, int]]:
+        """All that are kept.
+
+        Args:
+            keeps: Whether they stay: other lists will be judged by them, too.
+        """
         taken = list(self.kept)
-        self.kept.clear()
+        if not keeps:
+            self.kept.clear()
         self.fresh = 0
         return taken
 

@@ -34,10 +34,14 @@ class Strangers:
 
     Args:
         entries: How many there are as lists are made. These are what is usual, whatever they are.
+
+    Attributes:
+        slots: Where they are.
+        are_latest: Whether the latest keys are such.
     """
 
     def __init__(self, entries: int) -> None:
-        self.slots = Ranges()
+        self.slots, self.are_latest = Ranges(), False
         self._entries, self._seen = max(1, entries), 0
         self._usual = self._now = 1.0  # mean squares of distances, in radii of the lists
 
@@ -54,7 +58,8 @@ class Strangers:
         if is_usual:
             self._seen += of
             self._usual += (mean - self._usual) * min(1.0, of / min(self._seen, self._entries))
-        return not is_usual and len(list(self.slots)) < PARTS_MAX
+        self.are_latest = not is_usual
+        return self.are_latest and len(list(self.slots)) < PARTS_MAX
 
     def keep(self, live: Sequence[slice]) -> None:
         """Those in other slots are gone: evicted, and not written anew yet."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from recollect_server.domain import work
-from recollect_server.domain.arrays import Float32, Int64, Raw
+from recollect_server.domain.arrays import Int64, Raw
 from recollect_server.domain.ports import IndexState
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
-from recollect_server.domain.steps import Steps, in_steps
-from recollect_server.engine import kernels, reasons
+from recollect_server.domain.steps import Steps
+from recollect_server.engine import reasons
 from recollect_server.engine.choice import Choice
 from recollect_server.engine.costs import exact_work, rows_in
 from recollect_server.engine.ivf import InvertedFile
+from recollect_server.engine.judging import NO_KEYS, Present, judge
 from recollect_server.engine.kmeans import centroids_of, fill, lists_for
 from recollect_server.engine.patience import Patience
 from recollect_server.engine.ranges import length_of
-from recollect_server.engine.recall import recall_of, those_in
 from recollect_server.engine.samples import SAMPLES, Samples
 
 ENTRIES_MIN = {IndexChoice.AUTO: 16_384, IndexChoice.IVF: 1_024}
@@ -42,9 +43,6 @@ SAMPLE_BYTES_MAX = 128 * 1024 * 1024
 SAMPLES_MIN = 16
 """Queries of a head that are compared with exact search at once, at least."""
 
-JUDGED_ANEW = 4
-"""How often to compare again, at most, because entries have moved meanwhile."""
-
 ASKED = (1, 4, 16, 64, 512)
 """Numbers of queries: lists are kept where they are faster for one of them."""
 
@@ -59,7 +57,11 @@ given up that would be of use without it."""
 BEHIND = 8 * PENDING_MIN
 """So many that wait are worth telling."""
 
-_NO_KEYS: Raw = np.empty((0, 0, 0), dtype=np.float32)
+Job = Generator[int, None, None]
+"""Background work in steps: each says what it took."""
+
+Task = Callable[[int], Job]
+"""Of a head."""
 
 
 class Index:
@@ -74,8 +76,10 @@ class Index:
         self._files: list[InvertedFile | None] = [None] * spec.heads
         self._growing: InvertedFile | None = None
         self.choice = Choice()
-        self._trains = False
-        self._job: Generator[int, None, None] | None = None
+        # New lists take long to make. What those in use need meanwhile is done in turn with that.
+        self._training: Job | None = None
+        self._duty: Job | None = None
+        self._is_dutys_turn = False
         self._samples = [Samples() for _ in range(spec.heads)]
         # Work of searches since the last comparison. Of each head: else some would have it all.
         self._searched = [0] * spec.heads
@@ -83,10 +87,8 @@ class Index:
         self._sampled, self._found = 0, 0.0
         self._recall = None if spec.recall < 1 else 1.0
         self._too_few = False
-        self._moves = 0  # times that entries came to other slots
-        self._keys: Raw = _NO_KEYS
+        self._present = Present()
         self._bytes = self._sample_bytes = 0
-        self._live: Sequence[slice] = ()
 
     @property
     def state(self) -> IndexState:
@@ -108,7 +110,7 @@ class Index:
 
     def _under_way(self, files: Sequence[InvertedFile]) -> str:
         """What is not yet as it will be."""
-        if self._trains:
+        if self._training is not None:
             return reasons.BEING_MADE
         if max(len(file.pending) for file in files) > BEHIND:
             return reasons.BEING_FILLED
@@ -118,8 +120,9 @@ class Index:
 
     def clear(self) -> None:
         """Zeroes what was made of keys and queries; the index must not be used after."""
-        if self._job is not None:
-            self._job.close()
+        for job in (self._training, self._duty):
+            if job is not None:
+                job.close()
         for file in self._all_files():
             file.clear()
         for samples in self._samples:
@@ -174,7 +177,7 @@ class Index:
 
     def moved(self, order: Int64 | None, slots: int) -> None:
         """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
-        self._moves += order is not None
+        self._present.moves += order is not None
         for file in self._all_files():
             file.moved(order, slots)
         self._count()
@@ -186,100 +189,127 @@ class Index:
         entries = length_of(live)
         if self._spec.recall >= 1 or entries < ENTRIES_MIN[self._spec.index]:
             return 0
-        if self._job is not None:
+        if self._training is not None or self._duty is not None:
             return SLICE
         work_of_each = (self._work_of_next(head, entries) for head in range(self._spec.heads))
         # Of the first that has some: what is added is added to all.
         return min(SLICE, self._spec.heads * next(filter(None, work_of_each), 0))
 
     def _work_of_next(self, head: int, entries: int) -> int:
-        file, task = self._files[head], self._task(head, entries)
-        if file is not None and task == self._assign:
+        file, duty = self._files[head], self._duty_of(head, entries)
+        if file is not None and duty == self._assign:
             return len(file.pending) * file.centroids.size
-        return 0 if task is None else SLICE
+        return 0 if duty is None and self._training_of(head, entries) is None else SLICE
 
-    def upkeep(self, keys: Raw, live: Sequence[slice]) -> Steps[bool]:
-        """A slice of what there is to do on keys [heads, slots, D]; whether there is more."""
+    def upkeep(self, keys: Raw, live: Sequence[slice], *, seconds: float = math.inf) -> Steps[bool]:
+        """A slice of what there is to do on keys [heads, slots, D], or less of it; whether there is more."""
         yield 0
         for file in self._all_files():
             file.strangers.keep(live)
-        done, left, self._keys, self._live = 0, self.upkeep_work(live), keys, live
+        done, spent_s, left = 0, 0.0, self.upkeep_work(live)
+        self._present.keys, self._present.live = keys, live
         try:
-            while left and done < SLICE:
+            while left and done < SLICE and spent_s < seconds:
+                begun_s = time.perf_counter()
                 took = self._work()
-                done += took
+                done, spent_s = done + took, spent_s + time.perf_counter() - begun_s
                 yield took
                 left = self.upkeep_work(live)
         except Exception:  # a defect: what was begun is not gone on with
-            self._growing, self._trains, self._job = None, False, None
+            self._growing = self._training = self._duty = None
             raise
         finally:
             self._count()
-            self._keys = _NO_KEYS  # a slice would keep a buffer that the bank has outgrown
+            self._present.keys = NO_KEYS  # a slice would keep a buffer that the bank has outgrown
         return left > 0
 
     def _work(self) -> int:
-        """Goes on with the job that there is, or the next one; what it took."""
-        self._job = self._job or self._next_job()
-        took = None if self._job is None else next(self._job, None)
+        """A step of a job, of the two kinds in turn; what it took."""
+        self._is_dutys_turn = not self._is_dutys_turn
+        if self._is_dutys_turn:
+            return self._do_duty() or self._go_on_training()
+        return self._go_on_training() or self._do_duty()
+
+    def _do_duty(self) -> int:
+        self._duty = self._duty or self._next(self._duty_of)
+        took = None if self._duty is None else next(self._duty, None)
         if took is None:
-            self._trains, self._job = False, None
+            self._duty = None
         return took or 0
 
-    def _next_job(self) -> Generator[int, None, None] | None:
-        entries = length_of(self._live)
-        tasks = ((head, self._task(head, entries)) for head in range(self._spec.heads))
+    def _go_on_training(self) -> int:
+        self._training = self._training or self._next(self._training_of)
+        took = None if self._training is None else next(self._training, None)
+        if took is None:
+            self._training = None
+        return took or 0
+
+    def _next(self, task_of: Callable[[int, int], Task | None]) -> Job | None:
+        entries = length_of(self._present.live)
+        tasks = ((head, task_of(head, entries)) for head in range(self._spec.heads))
         return next((task(head) for head, task in tasks if task is not None), None)
 
-    def _task(self, head: int, entries: int) -> Callable[[int], Generator[int, None, None]] | None:
-        """What is to be done for a head."""
+    def _duty_of(self, head: int, entries: int) -> Task | None:
+        """What lists that are in use need."""
         file, samples = self._files[head], self._samples[head]
-        seen_enough = len(samples) >= SAMPLES_MIN // 2  # without queries, new lists cannot be judged
         if file is None:
-            return self._train if seen_enough and self._patience[head].is_over(entries) else None
+            return None
         if len(file.pending) >= PENDING_MIN:
             return self._assign
-        compares = len(samples) >= SAMPLES_MIN and samples.fresh > 0
-        if file.is_out_of_date(entries):  # before new lists: those take a while, and recall is due now
-            return self._compare if compares else None
-        if file.is_worn(entries):
-            return self._train if seen_enough else None
+        if len(samples) < SAMPLES_MIN or not samples.fresh:
+            return None
+        if file.is_out_of_date(entries):
+            return self._compare
+        if self._training is not None or file.is_worn(entries):
+            return None  # there will be others
         cost = len(samples) * entries * self._spec.key_dim
         cost += file.search_work(len(samples), entries) - file.search_work(0, entries)  # not one by itself
         is_new = file.judged < JUDGED_SURE and len(samples) == SAMPLES
-        return self._compare if compares and (is_new or cost <= COMPARED * self._searched[head]) else None
+        return self._compare if is_new or cost <= COMPARED * self._searched[head] else None
 
-    def _assign(self, head: int) -> Generator[int, None, None]:
+    def _training_of(self, head: int, entries: int) -> Task | None:
+        """Whether new lists are to be made, if what is due of those in use is done."""
         file = self._files[head]
-        while file is not None and len(file.pending):
-            file.doubt(self._spec.recall, entries=length_of(self._live))
-            yield file.assign(self._keys[head], self._spec.dtype, step=STEP)
+        if len(self._samples[head]) < SAMPLES_MIN // 2:
+            return None  # they could not be judged
+        if file is None:
+            return self._train if self._patience[head].is_over(entries) else None
+        is_due = len(file.pending) >= PENDING_MIN or file.is_out_of_date(entries)
+        return self._train if file.is_worn(entries) and not is_due else None
 
-    def _train(self, head: int) -> Generator[int, None, None]:
-        entries, dim = length_of(self._live), self._spec.key_dim
-        lists, self._trains = lists_for(entries), True
+    def _assign(self, head: int) -> Job:
+        while (file := self._files[head]) is not None and file.pending:
+            file.doubt(self._spec.recall, entries=length_of(self._present.live))
+            yield file.assign(self._present.keys[head], self._spec.dtype, step=STEP)
+
+    def _train(self, head: int) -> Job:
+        entries, dim = length_of(self._present.live), self._spec.key_dim
+        lists = lists_for(entries)
         self._note_change(head, entries)
         size = min(entries, TRAINED_PER_LIST * lists, SAMPLE_BYTES_MAX // (4 * dim))
         sample = np.zeros((size, dim), dtype=np.float32)
         self._sample_bytes = sample.nbytes
         try:
-            yield from fill(sample, lambda: (self._keys[head], self._live), self._spec.dtype)
+            yield from fill(sample, lambda: (self._present.keys[head], self._present.live), self._spec.dtype)
             centroids, radii = yield from centroids_of(sample, lists, rows=rows_in(STEP, lists * dim))
         finally:
             sample.fill(0)
             self._sample_bytes = 0
         del sample
-        file = InvertedFile(centroids, radii, self._keys.shape[1], entries=entries)
-        for part in self._live:
+        file = InvertedFile(centroids, radii, self._present.keys.shape[1], entries=entries)
+        for part in self._present.live:
             file.pending.add(part)
         self._growing = file
         while len(file.pending) > PENDING_MIN:
-            yield file.assign(self._keys[head], self._spec.dtype, step=STEP)
+            yield file.assign(self._present.keys[head], self._spec.dtype, step=STEP)
         if file.pending:
-            yield file.assign(self._keys[head], self._spec.dtype, step=STEP)
+            yield file.assign(self._present.keys[head], self._spec.dtype, step=STEP)
         yield from self._judge(head, file)
         self._growing = None
-        if self._is_useful(file, length_of(self._live)):
+        if self._duty is not None:  # of lists that will be gone
+            self._duty.close()
+            self._duty = None
+        if self._is_useful(file, length_of(self._present.live)):
             self._use(head, file)
             self._patience[head].succeeded()
         else:
@@ -299,7 +329,10 @@ class Index:
 
     def _note_change(self, head: int, entries: int) -> None:
         file = self._files[head]
-        if file is not None and file.strangers.are_some(entries):
+        if file is None:
+            return
+        # Lists may be given up as soon as a text changes, by queries of the new one, before many keys are.
+        if file.strangers.are_latest or file.strangers.are_some(entries):
             self._patience[head].keys_change()
 
     def _is_useful(self, file: InvertedFile, entries: int) -> bool:
@@ -316,7 +349,7 @@ class Index:
             for asked in ASKED
         )
 
-    def _compare(self, head: int) -> Generator[int, None, None]:
+    def _compare(self, head: int) -> Job:
         file = self._files[head]
         if file is None:
             return
@@ -326,71 +359,26 @@ class Index:
             self._recall = recall if self._recall is None else self._recall + 0.3 * (recall - self._recall)
             self._found += count * recall
             self._sampled += count
-        if not self._is_useful(file, length_of(self._live)):
-            self._give_up(head, length_of(self._live))
+        if not self._is_useful(file, length_of(self._present.live)):
+            self._give_up(head, length_of(self._present.live))
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""
-        kept = self._samples[head].take()
-        file.begin_judging(length_of(self._live))
-        recalls: list[float] = []
-        for top_k in sorted({top_k for _, top_k in kept}):
-            queries = np.stack([query for query, of in kept if of == top_k])
-            scores, hits = yield from self._true_hits(head, queries, top_k)
-            moves = self._moves
-            for first in range(0, len(queries), SAMPLES_MIN):
-                if moves != self._moves or not (hits >= 0).any():
-                    break  # entries have moved: these hits are of other slots
-                keys, dtype, live = self._keys[head], self._spec.dtype, list(self._live)
-                part = slice(first, first + SAMPLES_MIN)
-                asked, wanted = queries[part], those_in(live, hits[part])  # the oldest may be gone since
-                if file.is_trusted:
-                    found = yield from in_steps(file.search(asked, keys, dtype, live=live, top_k=top_k), STEP)
-                    if moves != self._moves:
-                        break
-                    recalls += map(recall_of, found[0], np.where(wanted >= 0, scores[part], -np.inf))
-                file.learn(asked, wanted, keys=keys, dtype=dtype, live=live)
-                yield SAMPLES_MIN * file.centroids.size
+        keeps = self._training is not None and file is not self._growing
+        kept = self._samples[head].take(keeps=keeps)
+        file.begin_judging(length_of(self._present.live))
+        recalls = yield from judge(file, kept, head=head, present=self._present, spec=self._spec, step=STEP)
         file.settle(self._spec.recall)
         return len(recalls), float(np.mean(recalls)) if recalls else 1.0
-
-    def _true_hits(
-        self, head: int, queries: Float32, top_k: int
-    ) -> Generator[int, None, tuple[Float32, Int64]]:
-        """What exact search finds for queries [N, D]: scores, slots [N, K]; none if entries keep moving."""
-        count, dim = queries.shape
-        best, rows_max = kernels.Best(count, top_k), rows_in(STEP, count * dim)
-        for _ in range(JUDGED_ANEW):
-            moves = self._moves
-            # Within a turn the ring does not change. Between two it may; what has moved is looked for again.
-            for part in list(self._live):
-                for first in range(part.start, part.stop, rows_max):
-                    rows = slice(first, min(part.stop, first + rows_max, self._keys.shape[1]))
-                    kernels.scan(
-                        best,
-                        queries[None],
-                        self._keys[head : head + 1],
-                        query_dtype=_FLOAT32,
-                        key_dtype=self._spec.dtype,
-                        rows=rows,
-                    )
-                    yield work.searched(count, rows.stop - rows.start, dim)
-            if moves == self._moves:
-                break
-            best = kernels.Best(count, top_k)
-        return best.ordered()
 
     def _all_files(self) -> list[InvertedFile]:
         return [file for file in (*self._files, self._growing) if file is not None]
 
     def _reason(self) -> str:
-        if self._trains:
+        if self._training is not None:
             return reasons.BEING_MADE
         if self._spec.recall >= 1:
             return reasons.ALL_ASKED
         if any(patience.has_given_up for patience in self._patience) and not self._too_few:
             return reasons.NONE_FASTER
         return reasons.TOO_FEW
-
-
-_FLOAT32 = kernels.FLOAT32

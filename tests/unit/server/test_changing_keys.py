@@ -7,7 +7,7 @@ import pytest
 
 from recollect_server.domain.eviction import ByIds, Oldest
 from recollect_server.domain.steps import run_through
-from recollect_server.engine import kernels, reasons, scan
+from recollect_server.engine import kernels, reasons, scan, upkeep
 from tests.unit.server.indexed_bank import IndexedBank, Mixture
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
@@ -114,3 +114,23 @@ def test_strangers_that_were_evicted_do_not_count() -> None:
     bank.upkeep()
     assert not len(file.strangers.slots)
     assert bank.check(bank.draw(Mixture(0), 100)) >= 0.93
+
+
+def test_lists_given_up_as_a_text_begins_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of a new text have lists given up before many of its keys are there: for four turns of it."""
+    bank = IndexedBank(12_000)
+    bank.add(bank.draw(Mixture(0), 12_000))
+    bank.trained(Mixture(0))
+    bank.add(bank.draw(Mixture(1), upkeep.PENDING_MIN))
+    with monkeypatch.context() as patch:
+        patch.setattr(upkeep.Index, "_is_useful", lambda *_: False)
+        for _ in range(100):
+            bank.read(Mixture(1), 1)
+            if bank.answers == "exact":
+                break
+    assert bank.bank.index_state.reason == reasons.NONE_FASTER
+    for _ in range(24):
+        bank.add(bank.draw(Mixture(1), 500))
+        bank.read(Mixture(1), 3)
+    assert bank.answers == "ivf"
+    assert bank.check(bank.draw(Mixture(1), 100)) >= 0.93

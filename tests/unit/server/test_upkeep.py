@@ -103,6 +103,29 @@ def test_a_slice_is_bounded(heads: int) -> None:
     assert bank.answers == "ivf"
 
 
+def test_a_slice_ends_after_the_time_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a machine is slower than work is estimated, or calls are short, they wait for a whole slice."""
+    now_s = 0.0
+    work = upkeep.Index._work
+
+    def slowly(index: upkeep.Index) -> int:
+        nonlocal now_s
+        now_s += 0.001
+        return work(index)
+
+    monkeypatch.setattr(upkeep.Index, "_work", slowly)
+    monkeypatch.setattr("recollect_server.engine.upkeep.time.perf_counter", lambda: now_s)
+    monkeypatch.setattr(upkeep, "STEP", 100_000)
+    made, bank = Mixture(), IndexedBank(4000)
+    bank.add(bank.draw(made, 4000))
+    for _ in range(8):
+        run_through(bank.bank.search(bank.draw(made, 64), 10))
+    for seconds, steps in ((0.0, 0), (0.0005, 1), (0.0035, 4)):
+        before_s = now_s
+        assert run_through(bank.bank.upkeep(seconds=seconds))
+        assert now_s - before_s == pytest.approx(0.001 * steps)
+
+
 def test_a_turn_that_is_given_up() -> None:
     """A server that drains, or a namespace that goes, closes the steps: what was begun is then half done."""
     made, bank = Mixture(), IndexedBank(6000)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import recollect
-from recollect_server.application import debts
+from recollect_server.application import debt
 from recollect_server.application.dispatch import Dispatcher
 from recollect_server.domain.arrays import Raw
 from recollect_server.domain.spec import Dtype
@@ -150,7 +150,7 @@ def test_work_waits_until_calls_have_had_their_share(
     monkeypatch.setattr(upkeep, "STEP", 500_000)
     monkeypatch.setattr(upkeep, "SLICE", 8_000_000)
     monkeypatch.setattr("recollect_server.application.upkeep.BRIEF", 1)
-    monkeypatch.setattr(debts, "IDLE_S", 3600.0)
+    monkeypatch.setattr(debt, "IDLE_S", 3600.0)
     made = Mixture()
     ns = filled(client, made.draw(ENTRIES))
     for _ in range(4):

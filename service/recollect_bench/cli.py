@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WORKLOADS = {
     "streaming": "add 512, search 512, evict 512 over gRPC, against usearch and others in process",
     "drift": "the same while the text changes all at once: recall, and the slow steps",
+    "banks": "decoding steps while lists of many banks are made at once: the slow steps",
     "auto": "the engine that auto chose, against the best fixed one",
     "exact": "exact search against the bare matrix product",
     "ingest": "vectors a second over gRPC, against LanceDB",

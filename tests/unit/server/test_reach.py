@@ -11,6 +11,7 @@ from recollect_server.domain.spec import Dtype
 from recollect_server.domain.steps import run_through
 from recollect_server.engine import kernels
 from recollect_server.engine.ivf import InvertedFile
+from recollect_server.engine.reach import Reach
 from tests.unit.server.filed_keys import filed, share, spread
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
@@ -101,3 +102,35 @@ def test_few_large_queries_choose_the_lists_that_many_do(count: int) -> None:
     many = found(queries)
     few = np.concatenate([found(queries[at : at + count]) for at in range(0, 64, count)])
     assert (few == many).all(axis=1).mean() >= 0.95
+
+
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+@pytest.mark.parametrize(("hits", "least"), [(40, 0.994), (300, 0.998)])
+def test_few_hits_tell_of_rare_ones(kind: str, hits: int, least: float) -> None:
+    """Of few hits the farthest is taken for as far as one in a thousand: too little is found for ever."""
+    rng = np.random.default_rng(5)
+
+    def draw(size: int) -> NDArray[np.float32]:
+        if kind == "exponential":
+            return rng.exponential(0.15, size).astype(np.float32)
+        return (0.4 + 0.3 * rng.standard_normal(size)).astype(np.float32)
+
+    found: dict[float, list[float]] = {0.95: [], 0.999: []}
+    for _ in range(40):
+        reach = Reach()
+        reach.learn(draw(hits), draw(1000))
+        for wanted, shares in found.items():
+            reach.settle(wanted)
+            shares.append(float((draw(20_000) < reach.far).mean()))
+    assert np.mean(found[0.999]) >= least
+    assert 0.9 <= np.mean(found[0.95]) <= 0.98  # of what is not rare they tell by themselves
+    assert np.isfinite(reach.far)
+
+
+def test_hits_that_are_all_alike() -> None:
+    """Where all hits are equally near there is no tail to learn from, and it divides by nothing."""
+    reach = Reach()
+    reach.learn(np.full(50, 0.5, dtype=np.float32), np.linspace(0, 3, 100, dtype=np.float32))
+    for wanted in (0.5, 0.999, 1.0):
+        reach.settle(wanted)
+        assert reach.far == pytest.approx(0.5, abs=0.02)

@@ -20,6 +20,7 @@ from recollect_server.domain.spec import Dtype
 from recollect_server.engine import kernels
 from recollect_server.engine.kernel_lists import Lists
 from recollect_server.engine.kernels import address, library
+from recollect_server.engine.tails import bin_of
 from recollect_server.engine.zeroing import zero
 
 DIM_MIN = 256
@@ -95,9 +96,8 @@ class Margin:
 
     def settle(self, wanted: float) -> None:
         """Goes far enough to find the share of hits that is wanted."""
-        found = self._needed.cumsum(dtype=np.float64)
-        if found[-1]:
-            self.far = float(np.searchsorted(found, wanted * found[-1])) * STEP
+        if self._needed.any():
+            self.far = bin_of(self._needed, wanted) * STEP
 
     def fade(self) -> None:
         """Lets what was learnt count for less beside what comes."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recollect_server.domain.arrays import Float32, Int64
+from recollect_server.engine.tails import bin_of
 
 BINS, FARTHEST = 512, 4.0
 """How finely reaches are told apart, up to the largest that is."""
@@ -16,13 +16,6 @@ SCALE = BINS / FARTHEST
 
 KEPT = 0.8
 """How much earlier samples still count when new ones come."""
-
-TOLD_BY = 2
-"""Fewer hits than these beyond what is wanted do not tell how far that is. Then the farthest of all do, as if
-with each step farther they became rarer by the same factor."""
-
-TAIL, TAIL_MIN = 0.1, 10
-"""Those are a tenth of the hits, or so many."""
 
 
 class Reach:
@@ -60,25 +53,12 @@ class Reach:
 
     def needed(self, wanted: float, *, farther: float = 1.0) -> tuple[float, float]:
         """How far to go for the share of hits that is wanted, and the share of lists that are that near."""
-        found, reached = self._hits.cumsum(dtype=np.float64), self._lists.cumsum(dtype=np.float64)
-        enough = int(np.searchsorted(found, wanted * found[-1]))
-        missed = (1 - wanted) * float(found[-1])
-        if 0 < missed < TOLD_BY:
-            enough = max(enough, self._beyond(found, missed))
+        reached = self._lists.cumsum(dtype=np.float64)
+        enough = bin_of(self._hits, wanted) if self._hits.any() else BINS
         enough = math.ceil((enough + 1) * farther) - 1
-        if not found[-1] or enough >= BINS - 1:
+        if enough >= BINS - 1:
             return np.inf, 1.0
         return (enough + 1) / SCALE, float(reached[enough] / reached[-1])
-
-    def _beyond(self, found: NDArray[np.float64], missed: float) -> int:
-        """The bin that so little lies beyond, if the farthest hits fall off as an exponential does."""
-        begins = int(np.searchsorted(found, found[-1] - max(TAIL_MIN, TAIL * float(found[-1]))))
-        tail = self._hits[begins + 1 :]
-        hits = float(tail.sum())
-        if not hits:
-            return begins
-        mean = float(tail @ np.arange(1, len(tail) + 1)) / hits
-        return begins + math.ceil(mean * max(0.0, math.log(hits / missed)))
 
 
 def _bins(reaches: Float32) -> Int64:

@@ -293,11 +293,9 @@ class Memory:
         banks = memory.held(command.streams, frozenset(command.layers))
         evicted = done = 0
         for bank in banks:
-            done += evicted_work(command.selector, [bank])
-            evicted += bank.evict(command.selector, now_s=now_s)
-            if done >= left:
-                left, done = (yield done), 0
+            evicted += yield from bank.evicting(command.selector, now_s=now_s)
         if isinstance(command.selector, Everything):
+            done += evicted_work(command.selector, banks)
             for stream in command.streams:
                 done += work.OBJECTS * memory.count([stream])
                 memory.forget(stream, layers)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.errors import StaleEntryError
 from recollect_server.domain.eviction import Oldest, Selector, condemned, is_prefix
@@ -184,7 +185,12 @@ class Bank:
         return self._store.values(slots, into=into, head=head)
 
     def evict(self, selector: Selector, *, now_s: float) -> int:
-        """Removes what the selector names; returns how many entries that were."""
+        """Removes what the selector names, at once; returns how many entries that were."""
+        return run_through(self.evicting(selector, now_s=now_s))
+
+    def evicting(self, selector: Selector, *, now_s: float) -> Steps[int]:
+        """The same a little at a time, to its end once it has begun: what stays moves together."""
+        yield work.BANK
         if isinstance(selector, Oldest):  # the usual one, which needs no look at each entry
             evicted = min(selector.entries, self.ring.count)
             self.ring.drop_oldest(evicted)
@@ -194,14 +200,14 @@ class Bank:
             if is_prefix(mask):
                 self.ring.drop_oldest(evicted)
             else:
-                self._compact(np.flatnonzero(~mask))
+                yield from self._compacting(np.flatnonzero(~mask))
         self._usage.change(entries=-evicted)
         self._count_index()
         return evicted
 
-    def _compact(self, order: Int64) -> None:
-        ids = self.ring.ids_in_front(self.ring.allocated, order=order)
-        self._store.compact(self.ring.slots_of_order(order))  # may find no memory: then nothing has moved
+    def _compacting(self, order: Int64) -> Steps[None]:
+        ids = self.ring.ids_kept(order)
+        yield from self._store.compacting(self.ring.slots_of_order(order), self.ring.head)
         self.ring.keep(order.size, ids=ids)
 
     def clear(self) -> None:

@@ -93,8 +93,12 @@ class Store(Protocol):
         """Stores tokens of keys [Hkv, T, Dk] and values [Hkv, T, Dv], which are of the store's dtype."""
         ...
 
-    def compact(self, slots: Int64) -> None:
-        """Moves `slots` (in ascending order of age) to the front."""
+    def compacting(self, slots: Int64, head: int) -> Steps[None]:
+        """Moves `slots` (in ascending order of age) to those from `head` on, around the end of the buffers.
+
+        A little at a time, and in place: each has as many slots before it, from `head` on, as there are
+        older ones or more. Once begun it has to be taken to its end; it finds no memory at once or never.
+        """
         ...
 
     def clear(self) -> None:

@@ -69,23 +69,21 @@ class Ring:
         doubled = max(needed, 2 * self.allocated, ALLOCATED_MIN)
         return min(self.capacity, doubled)
 
-    def ids_in_front(self, allocated: int, *, order: Int64 | None = None) -> Int64 | None:
-        """Ids by slot, once the entries at `order` lie in front of a window of `allocated`.
+    def ids_in_front(self, allocated: int) -> Int64 | None:
+        """Ids by slot, once the entries lie in front of a window of `allocated`; None if they are implicit.
 
         Made before a store moves them: where there is no memory for ids, nothing has moved then.
-
-        Args:
-            allocated: Slots of the window.
-            order: Ascending positions, 0 = oldest; None: of all.
-
-        Returns:
-            None if all stay and their ids are implicit.
         """
-        if order is None and self._ids is None:
+        if self._ids is None:
             return None
-        kept = self.ids() if order is None else self.ids()[order]
         ids = np.empty(allocated, dtype=np.int64)
-        ids[: kept.size] = kept
+        ids[: self.count] = self.ids()
+        return ids
+
+    def ids_kept(self, order: Int64) -> Int64:
+        """Ids by slot, once the entries at `order` (ascending, 0 = oldest) lie from `head` on; likewise."""
+        ids = np.empty(self.allocated, dtype=np.int64)
+        ids[self.slots_of_order(np.arange(order.size))] = self.ids()[order]
         return ids
 
     def grow(self, allocated: int, *, ids: Int64 | None = None) -> None:
@@ -144,15 +142,15 @@ class Ring:
         if entries:
             self._forget_gaps()
 
-    def keep(self, count: int, *, ids: Int64 | None) -> None:
-        """Compacts the ring to `count` entries, which lie from slot 0 on now.
+    def keep(self, count: int, *, ids: Int64) -> None:
+        """Compacts the ring to `count` entries, which lie from `head` on without gaps now.
 
         Args:
             count: How many were kept.
-            ids: Of `ids_in_front`.
+            ids: Of `ids_kept`.
         """
         self._ids = ids
-        self.head, self.count = 0, count
+        self.head, self.count = self.head if count else 0, count
         self._forget_gaps()
 
     def segments(self) -> list[slice]:

@@ -15,11 +15,14 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from recollect_server.domain import work
 from recollect_server.domain.arrays import Float32, Int64, Raw
 from recollect_server.domain.spec import Dtype
+from recollect_server.domain.steps import Steps
 from recollect_server.engine import kernels
 from recollect_server.engine.kernel_lists import Lists
 from recollect_server.engine.kernels import address, library
+from recollect_server.engine.ranges import placed
 from recollect_server.engine.tails import bin_of
 from recollect_server.engine.zeroing import zero
 
@@ -49,6 +52,9 @@ AT_FIRST = 1.5
 
 KEPT = 0.8
 """How much earlier samples still count when new ones come."""
+
+MOVED_TOGETHER = 4096
+"""Entries whose codes move in one step."""
 
 FEWER = 0.25
 """Of what the asked recall leaves to chance, so much is left to estimates."""
@@ -128,11 +134,14 @@ class Codes:
         """Zeroes what was made of keys."""
         zero(self._rows)
 
-    def moved(self, order: Int64 | None, slots: int) -> None:
-        """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
+    def moving(self, order: Int64 | None, slots: int, *, head: int) -> Steps[None]:
+        """Follows entries of slots `order` (None: of all) to those from `head` on, in a buffer of `slots`."""
         rows, before = _rows(slots, self._centroids.shape[1]), self._rows
-        moved = before if order is None else before[order]
-        rows[: len(moved)] = moved
+        order = np.arange(len(before)) if order is None else order
+        for part, place in placed(order.size, slots, head=head, most=MOVED_TOGETHER):
+            size = part.stop - part.start
+            rows[place : place + size] = before[order[part]]
+            yield work.moved_to_new(rows[place : place + size].nbytes)
         zero(self._rows)
         self._rows = rows
 

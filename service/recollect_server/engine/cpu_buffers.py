@@ -32,6 +32,9 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 TOUCHED_BYTES = 1024 * 1024
 """Of a head, that are written to for the first time in one step: at most two large pages are found in it."""
 
+MOVED_TOGETHER = 1024
+"""Entries that move in one step, at most."""
+
 
 class CpuBuffers:
     """What CPU stores have in common: keys [Hkv, slots, Dk] and values [Hkv, slots, Dv], apart.
@@ -87,13 +90,30 @@ class CpuBuffers:
             self._values[:, write.slots] = v[:, write.tokens]
             self._touched = max(self._touched, write.slots.stop)  # or it would be zeroed
 
-    def compact(self, slots: Int64) -> None:
-        """See `Store.compact`."""
-        # Copies of both before either moves: where there is no memory for one, nothing has moved.
-        chosen = [rows[:, slots] for rows in (self._keys, self._values)]
-        for rows, copies in zip((self._keys, self._values), chosen, strict=True):
-            rows[:, : slots.size] = copies
-            copies.fill(0)  # they are to leave nothing behind either
+    def compacting(self, slots: Int64, head: int) -> Steps[None]:
+        """See `Store.compacting`."""
+        left = yield 0
+        places = (head + np.arange(slots.size)) % max(1, self._keys.shape[1])
+        first = int(np.argmax(slots != places)) if (slots != places).any() else slots.size
+        # All that takes memory comes first.
+        scratch = [np.empty((len(rows), MOVED_TOGETHER, rows.shape[2]), rows.dtype) for rows in self._rows]
+        each = 2 * work.moved(self._spec.entry_bytes)
+        while first < slots.size:
+            size = min(slots.size - first, MOVED_TOGETHER, max(1, left // each))
+            place = int(places[first])
+            size = min(size, self._keys.shape[1] - place)
+            for rows, copies in zip(self._rows, scratch, strict=True):
+                for row, copied in zip(rows, copies, strict=True):
+                    np.take(row, slots[first : first + size], axis=0, out=copied[:size], mode="clip")
+                    row[place : place + size] = copied[:size]
+            first += size
+            left = yield size * each
+        for copies in scratch:
+            copies.fill(0)  # they are to leave nothing behind
+
+    @property
+    def _rows(self) -> tuple[Raw, Raw | RowBytes]:
+        return self._keys, self._values
 
     def clear(self) -> None:
         """See `Store.clear`."""

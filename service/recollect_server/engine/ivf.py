@@ -33,7 +33,7 @@ from recollect_server.engine.costs import (
 )
 from recollect_server.engine.kernel_lists import Lists, Probing, multiply_centroids
 from recollect_server.engine.kmeans import lists_for
-from recollect_server.engine.ranges import Ranges, common, length_of
+from recollect_server.engine.ranges import Ranges, common, length_of, placed, those_where
 from recollect_server.engine.reach import KEPT, Reach
 from recollect_server.engine.scan import in_turns, scan_in_turns
 from recollect_server.engine.strangers import TOLD, Strangers
@@ -52,6 +52,9 @@ TOO_MUCH = 1.25
 
 TOGETHER = 512
 """Entries of which it is said whether they are strangers, at most."""
+
+MOVED_TOGETHER, MOVED = 4096, 6_000
+"""Entries that lists follow in one step, and what it takes for each."""
 
 LEAST = 0.05
 """Of what the asked recall leaves to chance: few queries may ask for no less."""
@@ -129,20 +132,23 @@ class InvertedFile:
         self.strangers.slots.remove(slots)
         self.written += slots.stop - slots.start
 
-    def moved(self, order: Int64 | None, slots: int) -> None:
-        """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
+    def moving(self, order: Int64 | None, slots: int, *, head: int) -> Steps[None]:
+        """Follows entries of slots `order` (None: of all) to those from `head` on, in a buffer of `slots`."""
+        yield 0
         if self._codes is not None:
-            self._codes.moved(order, slots)
+            yield from self._codes.moving(order, slots, head=head)
         if order is None:
             self._lists.extend(slots)
             return
         lists = Lists(len(self.centroids), slots)
         assigned = self._lists.of_slots()[order].astype(np.int64)
-        lists.put(0, assigned)
-        self._lists, self.pending, self.strangers.slots = lists, Ranges(), Ranges()
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], assigned < 0, [0]]).astype(np.int8)))
-        for first, last in edges.reshape(-1, 2).tolist():
-            self.pending.add(slice(first, last))
+        pending = Ranges()
+        for part, place in placed(order.size, slots, head=head, most=MOVED_TOGETHER):
+            lists.put(place, assigned[part])
+            for out in those_where(assigned[part] < 0, first=place):
+                pending.add(out)
+            yield (part.stop - part.start) * MOVED
+        self._lists, self.pending, self.strangers.slots = lists, pending, Ranges()
 
     def assign(self, keys: Raw, dtype: Dtype, *, step: int) -> int:
         """Puts some pending entries of keys [slots, D] into lists, in one step; returns what that took."""

@@ -14,7 +14,7 @@ from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw, RowB
 from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec, ValueDtype
-from recollect_server.domain.steps import Steps
+from recollect_server.domain.steps import Steps, run_through
 from recollect_server.engine import kernels
 from recollect_server.engine.choice import timed
 from recollect_server.engine.costs import exact_work
@@ -69,7 +69,8 @@ class KernelStore(CpuBuffers):
         # Where nothing is live too: the lists have to know of the slots that there are now.
         slots = [np.arange(0), *(np.arange(part.start, part.stop) for part in live)]
         stay = [part.start for part in live] == [0]  # as a rule: nothing has left yet
-        self._moved(None if stay else np.concatenate(slots), allocated)
+        # In the last step: the ring goes over to these buffers next.
+        run_through(self._moving(None if stay else np.concatenate(slots), allocated, head=0))
 
     def write(self, writes: Sequence[Write], keys: DenseArray, values: DenseArray) -> None:
         """See `Store.write`."""
@@ -78,10 +79,10 @@ class KernelStore(CpuBuffers):
             for write in writes:
                 self._index.wrote(write.slots)
 
-    def compact(self, slots: Int64) -> None:
-        """See `Store.compact`."""
-        super().compact(slots)
-        self._moved(slots, self._keys.shape[1])
+    def compacting(self, slots: Int64, head: int) -> Steps[None]:
+        """See `Store.compacting`."""
+        yield from super().compacting(slots, head)
+        yield from self._moving(slots, self._keys.shape[1], head=head)
 
     def clear(self) -> None:
         """See `Store.clear`."""
@@ -229,11 +230,11 @@ class KernelStore(CpuBuffers):
             yield from in_parts(query_heads, tokens, each=each, most=tokens, do=derive)
         return gradient
 
-    def _moved(self, order: Int64 | None, slots: int) -> None:
-        """See `Index.moved`. Where there is no memory for it, lists would say what lay there before."""
+    def _moving(self, order: Int64 | None, slots: int, *, head: int) -> Steps[None]:
+        """See `Index.moving`. Where there is no memory for it, lists would say what lay there before."""
         try:
             if self._index is not None:
-                self._index.moved(order, slots)
+                yield from self._index.moving(order, slots, head=head)
         except MemoryError:
             log.warning("no memory for the index of a bank that moved: exact search until there is a new one")
             self._forget_index()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Ranges:
     """Disjoint ranges of slots, in the order in which they were added."""
@@ -55,6 +58,30 @@ def common(some: Iterable[slice], others: Iterable[slice]) -> list[slice]:
     """What is in both."""
     both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a in some for b in others]
     return [part for part in both if part.start < part.stop]
+
+
+def those_where(chosen: NDArray[np.bool_], *, first: int) -> Iterator[slice]:
+    """Ranges of the slots from `first` on that are chosen [n]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen, [0]]).astype(np.int8)))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        yield slice(first + start, first + stop)
+
+
+def placed(entries: int, slots: int, *, head: int, most: int) -> Iterator[tuple[slice, int]]:
+    """Where entries lie that are put from slot `head` on, around the end: parts, each with its first slot.
+
+    Args:
+        entries: How many.
+        slots: Of the buffer.
+        head: Where the first lies.
+        most: In one part.
+    """
+    first = 0
+    while first < entries:
+        place = (head + first) % slots
+        last = min(entries, first + most, first + slots - place)
+        yield slice(first, last), place
+        first = last
 
 
 def _without(old: slice, new: slice) -> list[slice]:

@@ -33,5 +33,5 @@ def bin_of(hits: Float32, wanted: float) -> int:
     beyond = float(tail.sum())
     if beyond <= missed:
         return enough
-    mean = float(tail @ np.arange(1, len(tail) + 1)) / beyond
+    mean = float(np.average(np.arange(1, len(tail) + 1), weights=tail))
     return max(enough, begins + math.ceil(mean * math.log(beyond / missed)))

@@ -21,7 +21,7 @@ from recollect_server.domain.spec import Dtype, NamespaceSpec, ValueDtype
 from recollect_server.domain.steps import Steps
 from recollect_server.engine import attention_torch, torch_scan
 from recollect_server.engine.no_upkeep import NoUpkeep
-from recollect_server.engine.ranges import length_of
+from recollect_server.engine.ranges import length_of, placed
 from recollect_server.engine.row_by_row import joined, stacked
 from recollect_server.engine.tiles import in_parts, tokens_of_part
 from recollect_server.engine.torch_choice import AUTO, Choice
@@ -139,18 +139,22 @@ class TorchStore(NoUpkeep):
                     rows[head, write.slots].copy_(new[head, write.tokens])
             self._index.wrote(write.slots, self._keys[:, write.slots])
 
-    @exhausts
-    def compact(self, slots: Int64) -> None:
-        """See `Store.compact`. Head by head: there is no memory for another bank on a full card."""
+    @exhausts_in_steps
+    def compacting(self, slots: Int64, head: int) -> Steps[None]:
+        """See `Store.compacting`. Head by head: there is no memory for another bank on a full card."""
+        yield work.moved(slots.size * self._spec.entry_bytes)
         places = torch.from_numpy(slots).to(self._device)
+        allocated = self._keys.shape[1]
+        parts = list(placed(slots.size, allocated, head=head, most=allocated))
         # All that takes memory comes first: where there is none, nothing has moved.
         moving = [(rows, rows.new_empty((slots.size, rows.shape[2]))) for rows in (self._keys, self._values)]
         for rows, scratch in moving:
-            for head in rows:
-                torch.index_select(head, 0, places, out=scratch)
-                head[: slots.size].copy_(scratch)
+            for row in rows:
+                torch.index_select(row, 0, places, out=scratch)
+                for part, place in parts:
+                    row[place : place + part.stop - part.start].copy_(scratch[part])
             scratch.zero_()  # which is to leave nothing behind either
-        self._index.moved(places, self._keys.shape[1])
+        self._index.moved(places, allocated, head=head)
 
     def clear(self) -> None:
         """See `Store.clear`."""

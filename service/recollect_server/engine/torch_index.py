@@ -145,17 +145,17 @@ class BankIndex:
         if not fits:
             self._give_up("the keys have changed" if watch.strangers else "the keys gather in too few lists")
 
-    def moved(self, slots: Tensor, allocated: int) -> None:
-        """The live entries were in `slots`, oldest first; they are now at the front of `allocated`.
+    def moved(self, slots: Tensor, allocated: int, *, head: int = 0) -> None:
+        """The live entries were in `slots`, oldest first; they are now from `head` on, of `allocated`.
 
         Where lists cannot follow there are none any more.
         """
         try:
-            self._renumber(slots, allocated)
+            self._renumber(slots, allocated, head)
         except Exception as error:
             self._fail("could not follow entries that moved", error, keeps_lists=False)
 
-    def _renumber(self, slots: Tensor, allocated: int) -> None:
+    def _renumber(self, slots: Tensor, allocated: int, head: int) -> None:
         self._stop_building()
         if self._lists is None:
             return
@@ -163,7 +163,7 @@ class BankIndex:
         if size and (self._lists.count < size or allocated < size):
             self._forget()
             return
-        self._lists, fits = self._lists.renumbered(slots, allocated)
+        self._lists, fits = self._lists.renumbered(slots, allocated, head=head)
         if not fits:
             self._give_up("the keys gather in too few lists")
 

@@ -153,9 +153,9 @@ class Lists:
             self.drop_oldest(dead)
             self.head = start
 
-    def renumbered(self, slots: Tensor, allocated: int) -> tuple[Lists, bool]:
-        """The lists after entries in `slots` [n] (oldest first) have moved to slots 0 to n - 1."""
-        moved = Lists(self.centroids, allocated, head=0)
+    def renumbered(self, slots: Tensor, allocated: int, *, head: int) -> tuple[Lists, bool]:
+        """The lists after entries in `slots` [n] (oldest first) have moved to those from `head` on."""
+        moved = Lists(self.centroids, allocated, head=head)
         fits = moved.add_known(self.list_of[:, slots].long()) if slots.numel() else True
         return moved, fits
 

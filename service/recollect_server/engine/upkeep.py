@@ -175,11 +175,11 @@ class Index:
         for patience in self._patience:
             patience.wrote(slots.stop - slots.start)
 
-    def moved(self, order: Int64 | None, slots: int) -> None:
-        """The entries of slots `order` (None: of all) lie from slot 0 on now, in a buffer of `slots`."""
+    def moving(self, order: Int64 | None, slots: int, *, head: int) -> Steps[None]:
+        """Follows entries of slots `order` (None: of all) to those from `head` on, in a buffer of `slots`."""
         self._present.moves += order is not None
         for file in self._all_files():
-            file.moved(order, slots)
+            yield from file.moving(order, slots, head=head)
         self._count()
 
     # ---- background ----

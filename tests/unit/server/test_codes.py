@@ -173,7 +173,7 @@ def test_entries_that_move_keep_their_codes() -> None:
     file.settle(0.95)
     order = np.sort(rng.choice(4000, 3000, replace=False)).astype(np.int64)
     moved = DenseArray(np.ascontiguousarray(keys.raw[order]), keys.dtype)
-    file.moved(order, 3000)
+    run_through(file.moving(order, 3000, head=0))
     assert share(file, moved, queries, [slice(0, 3000)]) >= 0.9
     # Slots are written anew: pending until they are assigned, then by new codes.
     moved.raw[500:1500] = moved.raw[2000:] + 0.01 * rng.standard_normal((1000, 256), dtype=np.float32)

@@ -197,7 +197,7 @@ def test_compaction_takes_no_memory_for_another_bank() -> None:
 
 
 @pytest.mark.parametrize("device", [CpuDevice(), CpuDevice(compiled=False), TorchDevice("cpu")])
-@pytest.mark.parametrize("what", ["write", "compact"])
+@pytest.mark.parametrize("what", ["write", "compacting"])
 def test_the_ring_waits_for_the_store(device: Device, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a store finds no memory, ids name slots that were never written, or what lay there before."""
     spec = NamespaceSpec((0,), HEADS, KEY_DIM, VALUE_DIM, capacity=CAPACITY, dtype=Dtype.FLOAT32)

@@ -11,7 +11,7 @@ from recollect_server.domain.arrays import DenseArray, Int64, from_float32
 from recollect_server.domain.eviction import ByIds, Everything, Oldest
 from recollect_server.domain.ring import Write
 from recollect_server.domain.spec import Dtype, IndexChoice, NamespaceSpec
-from recollect_server.domain.steps import run_through
+from recollect_server.domain.steps import Steps, run_through
 from recollect_server.engine import ivf, kernels, upkeep
 from recollect_server.engine.kernel_store import KernelStore
 from tests.unit.server.indexed_bank import DIM, IndexedBank, Mixture
@@ -165,15 +165,15 @@ def test_lists_that_cannot_follow_are_given_up(moves: str, monkeypatch: pytest.M
     bank.add(bank.draw(made, 4000))
     bank.trained(made)
     bank.evict(Oldest(10))  # so that to grow is to move, too
-    moved, followed = ivf.InvertedFile.moved, [0]
+    moving, followed = ivf.InvertedFile.moving, [0]
 
-    def full(file: ivf.InvertedFile, order: Int64 | None, slots: int) -> None:
+    def full(file: ivf.InvertedFile, order: Int64 | None, slots: int, *, head: int) -> Steps[None]:
         followed[0] += 1
         if followed[0] == 2:
             raise MemoryError("for the test")
-        moved(file, order, slots)
+        return moving(file, order, slots, head=head)
 
-    monkeypatch.setattr(ivf.InvertedFile, "moved", full)
+    monkeypatch.setattr(ivf.InvertedFile, "moving", full)
     if moves == "grows":
         bank.add(bank.draw(made, 2000))
     else:

@@ -30,7 +30,7 @@ def push(ring: Ring, tokens: int, *, second: int = 0) -> int:
 
 def keep(ring: Ring, order: NDArray[np.int64]) -> None:
     """Compacts as a bank does."""
-    ring.keep(order.size, ids=ring.ids_in_front(ring.allocated, order=order))
+    ring.keep(order.size, ids=ring.ids_kept(order))
 
 
 steps = st.lists(st.tuples(st.sampled_from(["push", "drop", "keep"]), st.integers(0, 90)), max_size=30)

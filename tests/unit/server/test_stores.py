@@ -150,9 +150,10 @@ def test_entries_move_to_larger_buffers_a_little_at_a_time(device: Device, budge
 def test_compaction_keeps_order(device: Device) -> None:
     """After an eviction from the middle, keys and values belong to other entries."""
     store, data = filled(device, 8)
-    store.compact(np.array([6, 7, 1, 2]))
-    slots = np.tile(np.arange(4), (HEADS, 1, 1))
+    run_through(store.compacting(np.array([6, 7, 1, 2]), 5))
+    slots = np.tile(np.array([5, 6, 7, 0]), (HEADS, 1, 1))
     np.testing.assert_array_equal(store.keys(slots).raw[:, 0], data.raw[:, [6, 7, 1, 2]])
+    np.testing.assert_array_equal(store.values(slots).raw[:, 0], data.raw[:, [6, 7, 1, 2]])
 
 
 @pytest.mark.parametrize("how", ["grow", "clear"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -98,9 +99,9 @@ class _Call(Generic[Answer_co]):
         self._result: list[Answer_co] = []
         self._error: BaseException | None = None
 
-    def turn(self, budget: int) -> int:
-        """Takes steps up to a budget; returns the work done."""
-        steps, done = self.job.steps, 0
+    def turn(self, budget: int, *, seconds: float) -> int:
+        """Takes steps up to a budget, or until they have taken so long; returns the work done."""
+        steps, done, until_s = self.job.steps, 0, time.monotonic() + seconds
         # A sliver of a budget would make a sliver of a tile: it is no step of its own.
         least = budget // 4
         try:
@@ -109,7 +110,8 @@ class _Call(Generic[Answer_co]):
             if not self.has_stepped:
                 self.has_stepped = True
                 done = CALL + self._took(next(steps))
-            while done + least <= budget and self._is_wanted():
+            # Work is estimated. To find new memory, for one, may take a system many times as long.
+            while done + least <= budget and time.monotonic() < until_s and self._is_wanted():
                 done += self._took(steps.send(budget - done))
         except StopIteration as finished:
             self._result.append(finished.value)
@@ -206,7 +208,8 @@ class Dispatcher:
             if (job.tenant, job.lane) != self._last_lane:
                 self._last_lane = job.tenant, job.lane
                 self._shared_until_s = now_s + SHARED_FOR_S
-            here = self._work_in(self._of_shared(SHARED_HERE_S, LONE_HERE_S))
+            here_s = self._of_shared(SHARED_HERE_S, LONE_HERE_S)
+            here = self._work_in(here_s)
             fits = job.cost <= here and self._may_be_here(job)
             self._load.queued(job.tenant, job.cost, weight=job.weight, lane=job.lane, waits=job.is_refusable)
             self._queue.push(job.tenant, call, lane=job.lane, weight=job.weight)
@@ -217,7 +220,7 @@ class Dispatcher:
                 self._ready.notify()
         if fits:
             # Room beyond the estimate: a call that is nearly done is not handed over for its last step.
-            self._turn(call, 2 * here)
+            self._turn(call, 2 * here, seconds=2 * here_s)
         if not call.has_ended:
             # Not the call itself: it has the future, and each would hold the other, and the answer, for long.
             future.add_done_callback(partial(self._forget, weakref.ref(call)))
@@ -266,13 +269,14 @@ class Dispatcher:
 
     def _serve(self) -> None:
         while (call := self._next()) is not None:
-            self._turn(call, self._budget())
+            seconds = self._of_shared(SHARED_TURN_S, LONE_TURN_S) if self._fair else math.inf
+            self._turn(call, self._work_in(seconds) if self._fair else UNBOUNDED, seconds=seconds)
             del call  # not to keep its arrays while waiting for the next
 
-    def _turn(self, call: _Call[Answer], budget: int) -> None:
+    def _turn(self, call: _Call[Answer], budget: int, *, seconds: float) -> None:
         """On the thread that has the device."""
         begun_s = time.monotonic()
-        work = call.turn(budget)
+        work = call.turn(budget, seconds=seconds)
         seconds = time.monotonic() - begun_s
         if call.has_stepped:
             call.job.worked_s = (call.job.worked_s or 0.0) + seconds
@@ -312,11 +316,6 @@ class Dispatcher:
         """Whether the submitting thread may do it: nothing is overtaken."""
         is_free = self._any_thread and self._fair and not self._is_lent and self._load.is_idle
         return is_free and job.may_run_here
-
-    def _budget(self) -> int:
-        if not self._fair:
-            return UNBOUNDED
-        return self._work_in(self._of_shared(SHARED_TURN_S, LONE_TURN_S))
 
     def _of_shared(self, shared_s: float, lone_s: float) -> float:
         """The one or the other: whether another lane had work lately."""

@@ -196,13 +196,17 @@ def _zeros(spec: NamespaceSpec, slots: int, row_bytes: int) -> RowBytes:
 def _copy(
     old: NDArray[Scalar], new: NDArray[Scalar], live: Sequence[slice], left: int
 ) -> Generator[int, int, int]:
-    """Slots of buffers [Hkv, slots, D], some at a time; returns what the next step may take."""
-    first, each = 0, work.moved_to_new(old.shape[0] * old.shape[2] * old.itemsize)
+    """Slots of buffers [Hkv, slots, D], some at a time; returns what the next step may take.
+
+    Head by head: each has pages of its own, and to find new ones may take a system long.
+    """
+    first, each = 0, work.moved_to_new(old.shape[2] * old.itemsize)
     for segment in live:
         at = segment.start
         while at < segment.stop:
-            size = min(segment.stop - at, max(1, left // each))
-            new[:, first : first + size] = old[:, at : at + size]
+            size = min(segment.stop - at, max(1, left // (len(old) * each)))
+            for head in range(len(old)):
+                new[head, first : first + size] = old[head, at : at + size]
+                left = yield size * each
             at, first = at + size, first + size
-            left = yield size * each
     return left

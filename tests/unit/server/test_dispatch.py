@@ -87,6 +87,29 @@ def test_a_turn_is_bounded_beside_others_and_steps_fit_into_it(monkeypatch: pyte
     unfair.drain()
 
 
+@pytest.mark.parametrize("fair", [True, False])
+def test_a_turn_ends_though_its_work_seems_little(fair: bool) -> None:
+    """Steps that take longer than is estimated, as to find new memory, hold up the calls of all others."""
+    dispatcher, seen = Dispatcher(Limits(), fair=fair), list[str]()
+    gate = Gate(dispatcher)
+
+    def slowly() -> Steps[None]:
+        yield 0
+        for _ in range(20):
+            time.sleep(2 * dispatch.SHARED_TURN_S)
+            seen.append("step")
+            yield 1
+        return None
+
+    slow = dispatcher.submit(Job("a", slowly(), 20))
+    light = dispatcher.submit(Job("b", noted(seen, "light", steps=1, work=1), 1))
+    gate.open()
+    wait_for([slow, light], PATIENCE_S)
+    before = seen.index("light")
+    assert before <= 2 if fair else before == 20
+    dispatcher.drain()
+
+
 def test_a_full_queue_refuses(dispatcher: Dispatcher) -> None:
     """Calls pile up without bound instead of being told to come back."""
     gate = Gate(dispatcher)

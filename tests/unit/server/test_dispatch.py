@@ -104,7 +104,8 @@ def test_a_turn_ends_though_its_work_seems_little(fair: bool) -> None:
     slow = dispatcher.submit(Job("a", slowly(), 20))
     light = dispatcher.submit(Job("b", noted(seen, "light", steps=1, work=1), 1))
     gate.open()
-    wait_for([slow, light], PATIENCE_S)
+    for each in (slow, light):
+        each.result(PATIENCE_S)
     before = seen.index("light")
     assert before <= 2 if fair else before == 20
     dispatcher.drain()

@@ -16,8 +16,9 @@ from recollect_server.engine.costs import rows_in
 from recollect_server.engine.ivf import InvertedFile
 from recollect_server.engine.recall import recall_of, those_in
 
-TOGETHER = 16
-"""Queries that are looked for in lists in one step."""
+TOGETHER, TOGETHER_LEAST, HITS = 16, 2, 512
+"""Queries that are looked for in lists, and learnt from, in one step; fewer if they have more hits than that
+together, which takes two or three milliseconds."""
 
 JUDGED_ANEW = 4
 """How often to compare again, at most, because entries have moved meanwhile."""
@@ -67,11 +68,12 @@ def judge(
         queries = np.stack([query for query, of in kept if of == top_k])
         scores, hits = yield from _true_hits(queries, top_k, head=head, present=present, spec=spec, step=step)
         moves = present.moves
-        for first in range(0, len(queries), TOGETHER):
+        together = max(TOGETHER_LEAST, min(TOGETHER, HITS // top_k))
+        for first in range(0, len(queries), together):
             if moves != present.moves or not (hits >= 0).any():
                 break  # entries have moved: these hits are of other slots
             keys, live = present.keys[head], list(present.live)
-            part = slice(first, first + TOGETHER)
+            part = slice(first, first + together)
             asked, wanted = queries[part], those_in(live, hits[part])  # the oldest may be gone since
             if file.is_trusted:
                 found = yield from in_steps(
@@ -81,7 +83,7 @@ def judge(
                     break
                 recalls += map(recall_of, found[0], np.where(wanted >= 0, scores[part], -np.inf))
             file.learn(asked, wanted, keys=keys, dtype=spec.dtype, live=live)
-            yield TOGETHER * file.centroids.size
+            yield together * file.centroids.size
     return recalls
 
 
@@ -90,7 +92,8 @@ def _true_hits(
 ) -> Generator[int, None, tuple[Float32, Int64]]:
     """What exact search finds for queries [N, D]: scores, slots [N, K]; none if entries keep moving."""
     count, dim = queries.shape
-    best, rows_max = kernels.Best(count, top_k), rows_in(step, count * dim)
+    # To keep the first of so many takes longer than to multiply, until thresholds are high.
+    best, rows_max = kernels.Best(count, top_k), rows_in(step, count * (dim + top_k))
     for _ in range(JUDGED_ANEW):
         moves = present.moves
         # Within a turn the ring does not change. Between two it may; what has moved is looked for again.

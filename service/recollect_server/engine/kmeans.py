@@ -17,8 +17,8 @@ from recollect_server.engine.ranges import length_of
 ROUNDS = 6
 """Over the sample."""
 
-SAMPLED_TOGETHER = 2048
-"""Keys that are copied to a sample in one step."""
+SAMPLED_TOGETHER = 65_536
+"""Elements of keys that are copied to a sample in one step, about."""
 
 TYPICAL = 4
 """So many keys of each list are taken to be as far from its centroid as keys are on average."""
@@ -45,8 +45,9 @@ def fill(
     # Which ones is no secret and no matter; that they are the same each time makes runs comparable.
     # (Python's own: NumPy's generators are 2 MB that nothing else here needs.)
     chance = Random(len(sample))
-    for first in range(0, len(sample), SAMPLED_TOGETHER):
-        part = sample[first : first + SAMPLED_TOGETHER]
+    together = max(1, SAMPLED_TOGETHER // sample.shape[1])
+    for first in range(0, len(sample), together):
+        part = sample[first : first + together]
         keys, live = now()
         order = np.frombuffer(chance.randbytes(4 * len(part)), dtype=np.uint32).astype(np.int64)
         order %= length_of(live)

@@ -17,7 +17,13 @@ from recollect.v1 import memory_pb2 as pb
 from recollect_server.application.admission import Admission
 from recollect_server.application.catalog import Catalog
 from recollect_server.application.dispatch import DRAINING_RETRY_S
-from recollect_server.domain.errors import DrainingError, InternalError, RecollectError, UnauthenticatedError
+from recollect_server.domain.errors import (
+    DrainingError,
+    InternalError,
+    MemoryExhaustedError,
+    RecollectError,
+    UnauthenticatedError,
+)
 from recollect_server.domain.identity import Caller
 from recollect_server.domain.ports import Authenticator
 from recollect_server.domain.telemetry import Telemetry
@@ -133,6 +139,14 @@ class Endpoint:
         except RecollectError as error:
             self._telemetry.call_ended(trail.ended(status_of(error).name, error))
             raise
+        except MemoryError as full:  # anywhere, as where the message is read
+            log.warning("%s: the system has too little memory for it", arrival.path)
+            refusal = MemoryExhaustedError(
+                "the server has too little free memory for this call. Evict, delete a namespace, or ask for "
+                "less at a time"
+            )
+            self._telemetry.call_ended(trail.ended(status_of(refusal).name, refusal))
+            raise refusal from full
         except Exception as defect:
             internal = InternalError(error_id=uuid.uuid4().hex)
             log.exception("%s failed; error id %s", arrival.path, internal.error_id)

@@ -43,7 +43,7 @@ class HalfStore(RowByRow):
         self._index = index
         self._real = real
         self.growing, self.touch, self.write = real.growing, real.touch, real.write
-        self.compact, self.clear = real.compact, real.clear
+        self.compacting, self.clear = real.compacting, real.clear
         self.upkeep_work, self.upkeep, self.search_work = real.upkeep_work, real.upkeep, real.search_work
         self.keys, self.values, self.attend_backward = real.keys, real.values, real.attend_backward
 

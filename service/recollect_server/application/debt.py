@@ -59,9 +59,11 @@ class Debt:
         """Background work took so long, or will; what it then took less is taken back as less than 0."""
         self._seconds += seconds
 
+    @property
     def is_due(self) -> bool:
-        """Whether background work may go on: calls have had theirs, or there are none."""
-        if self._seconds > 0 and not self.is_idle:
-            return False
+        """Whether background work may go on: calls have had theirs."""
+        return self._seconds <= 0
+
+    def forgive(self) -> None:
+        """There are no calls that could have theirs."""
         self._seconds = min(0.0, self._seconds)
-        return True

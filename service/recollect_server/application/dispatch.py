@@ -231,6 +231,11 @@ class Dispatcher:
         with self._lock:
             return self._load.by_tenant()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or is under way, as far as a thread can tell that does not own the device."""
+        return self._load.is_idle
+
     def start_draining(self) -> None:
         """Takes no new work."""
         with self._lock:
@@ -280,7 +285,7 @@ class Dispatcher:
         seconds = time.monotonic() - begun_s
         if call.has_stepped:
             call.job.worked_s = (call.job.worked_s or 0.0) + seconds
-        if call.has_ended:
+        if call.has_ended and call.job.is_refusable:
             call.deliver()
         with self._lock:
             self._queue.give_back(work, ended=call.has_ended)
@@ -294,6 +299,8 @@ class Dispatcher:
                 self._is_lent = False
                 if self._draining or not self._load.is_idle:
                     self._ready.notify()
+        if call.has_ended and not call.job.is_refusable:
+            call.deliver()  # who hears of it may look next whether the device is idle
 
     def _next(self) -> _Call[object] | None:
         """For the device's own thread: the call whose turn it is; None if there will be no more."""

@@ -31,7 +31,6 @@ LONG_MAX = 4
 FAILED_REST_S = 60.0
 """A bank whose work failed is left alone for so long."""
 
-
 Key = tuple[str, str, int]
 """Of a bank: its namespace's uid, its stream and its layer."""
 
@@ -152,8 +151,9 @@ class Upkeep:
         for tenant, share in list(self._shares.items()):
             if share.at_work is not None or not share.long:
                 continue
-            most = 1 if self._debt.is_idle else LONG_MAX  # where no calls come nobody earns anything
-            if self._long >= most or not self._debt.is_due():
+            if self._debt.is_idle and self._dispatcher.is_idle:
+                self._debt.forgive()  # one slice after the other, then
+            if self._long >= LONG_MAX or not self._debt.is_due:
                 break
             self._shares[tenant] = self._shares.pop(tenant)  # the last one now
             while share.long and share.at_work is None:

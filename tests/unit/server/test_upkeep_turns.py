@@ -24,6 +24,8 @@ from recollect_server.domain.telemetry import NoTelemetry
 from recollect_server.domain.tenants import Quotas
 from recollect_server.engine import kernels, reasons
 from recollect_server.engine import upkeep as engine_upkeep
+from tests.unit.server.gate import Gate
+from tests.unit.server.shaky_registry import until
 from tests.unit.server.use_cases import Server
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels were not compiled")
@@ -149,6 +151,27 @@ async def test_few_tenants_have_work_queued_at_once(monkeypatch: pytest.MonkeyPa
         raise AssertionError("some have their turn never")
     assert spaces.dispatcher.most_of_one == 1
     assert 1 < spaces.dispatcher.most <= LONG_MAX
+    spaces.dispatcher.drain()
+
+
+async def test_a_long_call_is_no_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a call takes half a second nobody is answered: background work takes half of the device."""
+    for name, of_time in (("SHARE", 1e-9), ("SPARE", 0.0), ("IDLE_S", 3600.0)):  # hardly anything is earned
+        monkeypatch.setattr(f"recollect_server.application.debt.{name}", of_time)
+    monkeypatch.setattr(upkeep, "IDLE_S", 0.001)
+    spaces = Spaces("one/n")
+    await spaces.fill()
+    for _ in range(3):
+        await spaces.search("one/n")
+    await until(lambda: spaces.dispatcher.is_idle)
+    gate, before = Gate(spaces.dispatcher), spaces.dispatcher.all["one"]
+    monkeypatch.setattr("recollect_server.application.debt.IDLE_S", 0.0)
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert spaces.dispatcher.all["one"] == before
+    assert not spaces.is_done("one/n")
+    gate.open()
+    await until(lambda: spaces.is_done("one/n"))
     spaces.dispatcher.drain()
 
 

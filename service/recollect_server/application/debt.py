@@ -59,7 +59,6 @@ class Debt:
         """Background work took so long, or will; what it then took less is taken back as less than 0."""
         self._seconds += seconds
 
-    @property
     def is_due(self) -> bool:
         """Whether background work may go on: calls have had theirs."""
         return self._seconds <= 0

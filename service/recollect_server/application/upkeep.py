@@ -153,7 +153,7 @@ class Upkeep:
                 continue
             if self._debt.is_idle and self._dispatcher.is_idle:
                 self._debt.forgive()  # one slice after the other, then
-            if self._long >= LONG_MAX or not self._debt.is_due:
+            if self._long >= LONG_MAX or not self._debt.is_due():
                 break
             self._shares[tenant] = self._shares.pop(tenant)  # the last one now
             while share.long and share.at_work is None:

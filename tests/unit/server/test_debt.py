@@ -17,13 +17,13 @@ class Clock:
 def test_work_waits_until_calls_have_had_their_share() -> None:
     """Calls wait for background work one after the other."""
     debt = Debt(monotonic=Clock())
-    assert debt.is_due
+    assert debt.is_due()
     debt.worked(0.006)
-    assert not debt.is_due
+    assert not debt.is_due()
     debt.called(0.005 / SHARE)
-    assert not debt.is_due
+    assert not debt.is_due()
     debt.called(0.002 / SHARE)
-    assert debt.is_due
+    assert debt.is_due()
 
 
 def test_what_is_expected_counts_until_it_is_known() -> None:
@@ -31,10 +31,10 @@ def test_what_is_expected_counts_until_it_is_known() -> None:
     debt = Debt(monotonic=Clock())
     debt.called(0.001)
     debt.worked(0.004)
-    assert not debt.is_due
+    assert not debt.is_due()
     debt.worked(0.001 - 0.004)
     debt.called(0.0005 / SHARE)
-    assert debt.is_due
+    assert debt.is_due()
 
 
 def test_a_long_call_earns_its_share() -> None:
@@ -43,7 +43,7 @@ def test_a_long_call_earns_its_share() -> None:
     debt.worked(0.004)
     debt.called(0.1)
     slices = 0
-    while debt.is_due:
+    while debt.is_due():
         debt.worked(0.004)
         slices += 1
     assert slices == pytest.approx((0.1 * SHARE - 0.004) / 0.004, abs=2)
@@ -57,7 +57,7 @@ def test_calls_now_and_then_leave_time() -> None:
     for _ in range(1000):
         clock.now_s += 0.5 * IDLE_S
         debt.called(0.0001)
-        if debt.is_due:
+        if debt.is_due():
             debt.worked(0.004)
             slices += 1
     assert slices * 0.004 == pytest.approx(SPARE * 500 * IDLE_S, rel=0.05)
@@ -69,9 +69,9 @@ def test_calls_save_nothing_up() -> None:
     debt.worked(0.001)
     for _ in range(1000):
         debt.called(0.003)
-    assert debt.is_due
+    assert debt.is_due()
     debt.worked(0.006)
-    assert not debt.is_due
+    assert not debt.is_due()
 
 
 def test_an_idle_device_owes_nothing() -> None:
@@ -80,15 +80,15 @@ def test_an_idle_device_owes_nothing() -> None:
     debt = Debt(monotonic=clock)
     for _ in range(10):
         debt.worked(0.006)
-        assert not debt.is_due
+        assert not debt.is_due()
         clock.now_s += 1.01 * IDLE_S
         assert debt.is_idle
         debt.forgive()
-        assert debt.is_due
+        assert debt.is_due()
     debt.called(0.0)
     debt.worked(0.012)
     assert not debt.is_idle
-    assert not debt.is_due
+    assert not debt.is_due()
 
 
 def test_slices_are_as_long_as_calls() -> None:

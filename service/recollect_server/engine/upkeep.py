@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -60,6 +61,9 @@ BEHIND = 8 * PENDING_MIN
 Job = Generator[int, None, None]
 """Background work in steps: each says what it took."""
 
+Kind = Literal["duty", "training"]
+"""Of a job: for lists that are in use, or new ones."""
+
 Task = Callable[[int], Job]
 """Of a head."""
 
@@ -77,9 +81,8 @@ class Index:
         self._growing: InvertedFile | None = None
         self.choice = Choice()
         # New lists take long to make. What those in use need meanwhile is done in turn with that.
-        self._training: Job | None = None
-        self._duty: Job | None = None
-        self._is_dutys_turn = False
+        self._jobs: dict[Kind, Job] = {}
+        self._turn: Kind = "training"
         self._samples = [Samples() for _ in range(spec.heads)]
         # Work of searches since the last comparison. Of each head: else some would have it all.
         self._searched = [0] * spec.heads
@@ -110,7 +113,7 @@ class Index:
 
     def _under_way(self, files: Sequence[InvertedFile]) -> str:
         """What is not yet as it will be."""
-        if self._training is not None:
+        if self._is_training:
             return reasons.BEING_MADE
         if max(len(file.pending) for file in files) > BEHIND:
             return reasons.BEING_FILLED
@@ -120,13 +123,16 @@ class Index:
 
     def clear(self) -> None:
         """Zeroes what was made of keys and queries; the index must not be used after."""
-        for job in (self._training, self._duty):
-            if job is not None:
-                job.close()
+        for job in self._jobs.values():
+            job.close()
         for file in self._all_files():
             file.clear()
         for samples in self._samples:
             samples.clear()
+
+    @property
+    def _is_training(self) -> bool:
+        return "training" in self._jobs
 
     @property
     def has_files(self) -> bool:
@@ -189,7 +195,7 @@ class Index:
         entries = length_of(live)
         if self._spec.recall >= 1 or entries < ENTRIES_MIN[self._spec.index]:
             return 0
-        if self._training is not None or self._duty is not None:
+        if self._jobs:
             return SLICE
         work_of_each = (self._work_of_next(head, entries) for head in range(self._spec.heads))
         # Of the first that has some: what is added is added to all.
@@ -216,7 +222,7 @@ class Index:
                 yield took
                 left = self.upkeep_work(live)
         except Exception:  # a defect: what was begun is not gone on with
-            self._growing = self._training = self._duty = None
+            self._growing, self._jobs = None, {}
             raise
         finally:
             self._count()
@@ -225,23 +231,18 @@ class Index:
 
     def _work(self) -> int:
         """A step of a job, of the two kinds in turn; what it took."""
-        self._is_dutys_turn = not self._is_dutys_turn
-        if self._is_dutys_turn:
-            return self._do_duty() or self._go_on_training()
-        return self._go_on_training() or self._do_duty()
+        last, self._turn = self._turn, "duty" if self._turn == "training" else "training"
+        return self._go_on(self._turn) or self._go_on(last)
 
-    def _do_duty(self) -> int:
-        self._duty = self._duty or self._next(self._duty_of)
-        took = None if self._duty is None else next(self._duty, None)
+    def _go_on(self, kind: Kind) -> int:
+        if kind not in self._jobs:
+            job = self._next(self._duty_of if kind == "duty" else self._training_of)
+            if job is None:
+                return 0
+            self._jobs[kind] = job
+        took = next(self._jobs[kind], None)
         if took is None:
-            self._duty = None
-        return took or 0
-
-    def _go_on_training(self) -> int:
-        self._training = self._training or self._next(self._training_of)
-        took = None if self._training is None else next(self._training, None)
-        if took is None:
-            self._training = None
+            del self._jobs[kind]
         return took or 0
 
     def _next(self, task_of: Callable[[int, int], Task | None]) -> Job | None:
@@ -260,7 +261,7 @@ class Index:
             return None
         if file.is_out_of_date(entries):
             return self._compare
-        if self._training is not None or file.is_worn(entries):
+        if self._is_training or file.is_worn(entries):
             return None  # there will be others
         cost = len(samples) * entries * self._spec.key_dim
         cost += file.search_work(len(samples), entries) - file.search_work(0, entries)  # not one by itself
@@ -306,9 +307,8 @@ class Index:
             yield file.assign(self._present.keys[head], self._spec.dtype, step=STEP)
         yield from self._judge(head, file)
         self._growing = None
-        if self._duty is not None:  # of lists that will be gone
-            self._duty.close()
-            self._duty = None
+        if "duty" in self._jobs:  # of lists that will be gone
+            self._jobs.pop("duty").close()
         if self._is_useful(file, length_of(self._present.live)):
             self._use(head, file)
             self._patience[head].succeeded()
@@ -364,7 +364,7 @@ class Index:
 
     def _judge(self, head: int, file: InvertedFile) -> Generator[int, None, tuple[int, float]]:
         """Compares the queries that were kept with exact search; how many, and the recall."""
-        keeps = self._training is not None and file is not self._growing
+        keeps = self._is_training and file is not self._growing
         kept = self._samples[head].take(keeps=keeps)
         file.begin_judging(length_of(self._present.live))
         recalls = yield from judge(file, kept, head=head, present=self._present, spec=self._spec, step=STEP)
@@ -375,7 +375,7 @@ class Index:
         return [file for file in (*self._files, self._growing) if file is not None]
 
     def _reason(self) -> str:
-        if self._training is not None:
+        if self._is_training:
             return reasons.BEING_MADE
         if self._spec.recall >= 1:
             return reasons.ALL_ASKED

@@ -166,8 +166,8 @@ def test_lists_that_are_replaced_are_judged_no_more(monkeypatch: pytest.MonkeyPa
             queries = growing.made.draw(32)
             for _ in range(8):
                 index._samples[head].add(queries.raw[0], 10, dtype=queries.dtype)
-            index._duty = index._compare(head)
-            next(index._duty)
+            index._jobs["duty"] = index._compare(head)
+            next(index._jobs["duty"])
         return told
 
     monkeypatch.setattr(upkeep.Index, "_judge", judge_both)

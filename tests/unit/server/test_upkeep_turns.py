@@ -102,6 +102,14 @@ class Spaces:
         await self.turns.take(Caller(tenant), command, self.server.memory.search, times=Times())
         await asyncio.sleep(0)
 
+    async def search_until_done(self) -> None:
+        """Calls of all in turn, until there are the lists of all."""
+        for turn in range(TURNS_MAX):
+            await self.search(self.names[turn % len(self.names)])
+            if all(map(self.is_done, self.names)):
+                return
+        raise AssertionError("some have their turn never")
+
     def is_done(self, uid: str) -> bool:
         """Whether its lists are made: they answer, or are of no use."""
         tenant, name = uid.split("/")
@@ -128,12 +136,7 @@ async def test_a_tenants_banks_take_turns() -> None:
     """A call waits for background work of each bank that has some: of a hundred, for half a second."""
     spaces = Spaces(*(f"one/{number}" for number in range(12)))
     await spaces.fill()
-    for turn in range(TURNS_MAX):
-        await spaces.search(spaces.names[turn % 12])
-        if all(map(spaces.is_done, spaces.names)):
-            break
-    else:
-        raise AssertionError("some have their turn never")
+    await spaces.search_until_done()
     assert spaces.dispatcher.most_of_one == 1
     spaces.dispatcher.drain()
 
@@ -143,12 +146,7 @@ async def test_few_tenants_have_work_queued_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("recollect_server.application.debt.SHARE", 1000.0)
     spaces = Spaces(*(f"{number}/n" for number in range(12)))
     await spaces.fill()
-    for turn in range(TURNS_MAX):
-        await spaces.search(spaces.names[turn % 12])
-        if all(map(spaces.is_done, spaces.names)):
-            break
-    else:
-        raise AssertionError("some have their turn never")
+    await spaces.search_until_done()
     assert spaces.dispatcher.most_of_one == 1
     assert 1 < spaces.dispatcher.most <= LONG_MAX
     spaces.dispatcher.drain()

@@ -32,8 +32,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 TOUCHED_BYTES = 1024 * 1024
 """Of a head, that are written to for the first time in one step: at most two large pages are found in it."""
 
-MOVED_TOGETHER = 1024
-"""Entries that move in one step, at most."""
+MOVED_TOGETHER, MOVED_BYTES = 1024, 4 * 1024 * 1024
+"""Entries that move together in one step, at most, and their bytes, for which there is a second place."""
 
 
 class CpuBuffers:
@@ -96,10 +96,11 @@ class CpuBuffers:
         places = (head + np.arange(slots.size)) % max(1, self._keys.shape[1])
         first = int(np.argmax(slots != places)) if (slots != places).any() else slots.size
         # All that takes memory comes first.
-        scratch = [np.empty((len(rows), MOVED_TOGETHER, rows.shape[2]), rows.dtype) for rows in self._rows]
+        together = max(1, min(MOVED_TOGETHER, MOVED_BYTES // self._spec.entry_bytes))
+        scratch = [np.empty((len(rows), together, rows.shape[2]), rows.dtype) for rows in self._rows]
         each = 2 * work.moved(self._spec.entry_bytes)
         while first < slots.size:
-            size = min(slots.size - first, MOVED_TOGETHER, max(1, left // each))
+            size = min(slots.size - first, together, max(1, left // each))
             place = int(places[first])
             size = min(size, self._keys.shape[1] - place)
             for rows, copies in zip(self._rows, scratch, strict=True):

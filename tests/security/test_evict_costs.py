@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recollect_server.application.commands import Evict
 from recollect_server.application.costs import evicted_work
 from recollect_server.domain import work
-from recollect_server.domain.eviction import ByIds, Oldest, condemned
+from recollect_server.domain.bank import LOOKED_BYTES
+from recollect_server.domain.eviction import ByIds, Everything, Oldest, condemned
 from recollect_server.domain.limits import Limits
 from recollect_server.domain.memory import NamespaceMemory
 from recollect_server.domain.ring import Ring
 from recollect_server.domain.spec import Dtype, NamespaceSpec
+from recollect_server.domain.steps import UNBOUNDED
 from recollect_server.domain.usage import Usage
 from recollect_server.engine.cpu import CpuDevice
+from tests.unit.server.use_cases import ENTRY_BYTES, Server, steps_of
 
 LIMITS = Limits()
 LAYERS = tuple(range(LIMITS.layers_max))
@@ -52,6 +56,23 @@ def test_banks_are_charged_for(
     found = memory.held(streams, frozenset(layers))
     assert len(found) == banks
     assert evicted_work(selector, found) == banks * work.BANK
+
+
+@pytest.mark.parametrize("what", ["all", "ids"])
+def test_what_is_done_is_charged(what: str) -> None:
+    """To zero, to move or to look through the entries of a large bank is charged as that of an empty one."""
+
+    def charged(entries: int) -> int:
+        server = Server()
+        second = server.add("a", entries) + 1
+        selector = Everything() if what == "all" else ByIds(np.array([second]))
+        command = Evict("n", ("a",), selector)
+        return sum(steps_of(server.memory.evict(server.namespace(), command), UNBOUNDED))
+
+    more = charged(90) - charged(10)
+    assert more >= 80 * work.moved(ENTRY_BYTES)
+    if what == "ids":
+        assert more >= 80 * (2 * work.moved(ENTRY_BYTES) + work.moved(LOOKED_BYTES))
 
 
 @pytest.mark.parametrize("ids", [[], [9, 2, 2, 5, 100, -1], [0], [99]])

@@ -57,7 +57,12 @@ def evicted_work(selector: Selector, banks: Sequence[Bank]) -> int:
     looked_at = work.BANK * len(banks)
     if not isinstance(selector, ByIds | Everything):
         return looked_at
-    return looked_at + work.moved(sum(bank.ring.count * bank.spec.entry_bytes for bank in banks))
+    return looked_at + held_work(banks)
+
+
+def held_work(banks: Sequence[Bank]) -> int:
+    """To move or to zero all entries of banks."""
+    return work.moved(sum(bank.ring.count * bank.spec.entry_bytes for bank in banks))
 
 
 def _read_work(command: Search | Attend, spec: NamespaceSpec, memory: NamespaceMemory) -> int:

@@ -23,7 +23,7 @@ from recollect_server.application.commands import (
     Search,
     Stats,
 )
-from recollect_server.application.costs import cost_of, evicted_work, written_work
+from recollect_server.application.costs import cost_of, held_work, written_work
 from recollect_server.application.memories import Memories
 from recollect_server.application.pairs import OFFSET_BYTES, RowHits, hit_bytes, pairs_dtype, with_pairs
 from recollect_server.application.queries import as_stored
@@ -292,10 +292,11 @@ class Memory:
         # By the banks that there are: a thousand streams in each of hundreds of layers may be none.
         banks = memory.held(command.streams, frozenset(command.layers))
         evicted = done = 0
+        if isinstance(command.selector, Everything):
+            done = held_work(banks)  # to be zeroed, once they are forgotten
         for bank in banks:
             evicted += yield from bank.evicting(command.selector, now_s=now_s)
         if isinstance(command.selector, Everything):
-            done += evicted_work(command.selector, banks)
             for stream in command.streams:
                 done += work.OBJECTS * memory.count([stream])
                 memory.forget(stream, layers)

@@ -10,12 +10,15 @@ import numpy as np
 from recollect_server.domain import work
 from recollect_server.domain.arrays import DenseArray, Float32, Int64, Raw
 from recollect_server.domain.errors import StaleEntryError
-from recollect_server.domain.eviction import Oldest, Selector, condemned, is_prefix
+from recollect_server.domain.eviction import ByIds, Oldest, Selector, condemned, is_prefix
 from recollect_server.domain.ports import Attention, Hits, IndexState, Store
 from recollect_server.domain.ring import Ring
 from recollect_server.domain.spec import NamespaceSpec
 from recollect_server.domain.steps import Steps, run_through
 from recollect_server.domain.usage import Usage
+
+LOOKED_BYTES = 64
+"""Of an entry that is looked for by its id: its id, its slot, and where they come to lie."""
 
 BANK_BYTES = 4096
 """Counted for each bank, however empty: the objects that it is made of take it (measured: 1.8 to 3.6 KB).
@@ -196,6 +199,8 @@ class Bank:
             self.ring.drop_oldest(evicted)
         else:
             mask = condemned(self.ring, selector, now_s=now_s)
+            if isinstance(selector, ByIds):
+                yield work.moved(LOOKED_BYTES * self.ring.count)
             evicted = int(mask.sum())
             if is_prefix(mask):
                 self.ring.drop_oldest(evicted)

@@ -137,10 +137,10 @@ class Codes:
     def moving(self, order: Int64 | None, slots: int, *, head: int) -> Steps[None]:
         """Follows entries of slots `order` (None: of all) to those from `head` on, in a buffer of `slots`."""
         rows, before = _rows(slots, self._centroids.shape[1]), self._rows
-        order = np.arange(len(before)) if order is None else order
-        for part, place in placed(order.size, slots, head=head, most=MOVED_TOGETHER):
+        entries = len(before) if order is None else order.size
+        for part, place in placed(entries, slots, head=head, most=MOVED_TOGETHER):
             size = part.stop - part.start
-            rows[place : place + size] = before[order[part]]
+            rows[place : place + size] = before[part if order is None else order[part]]
             yield work.moved_to_new(rows[place : place + size].nbytes)
         zero(self._rows)
         self._rows = rows
